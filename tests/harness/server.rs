@@ -116,9 +116,30 @@ impl Herald {
         &self.ready.http
     }
 
-    /// Address of the mesh's nats-server.
-    pub fn nats(&self) -> &str {
+    /// URL of the mesh's nats-server, without credentials.
+    pub fn nats_address(&self) -> &str {
         &self.ready.nats
+    }
+
+    /// URL of the mesh's nats-server, with its user and password.
+    pub fn nats(&self) -> String {
+        let credentials = format!("nats://herald:{}@", self.nats_password());
+        self.ready.nats.replacen("nats://", &credentials, 1)
+    }
+
+    /// A connection to the mesh's nats-server.
+    pub async fn broker(&self) -> async_nats::Client {
+        async_nats::ConnectOptions::with_user_and_password("herald".into(), self.nats_password())
+            .connect(&self.ready.nats)
+            .await
+            .expect("the server accepts its user")
+    }
+
+    /// The password of the nats-server's user `herald`.
+    fn nats_password(&self) -> String {
+        let file = self.data_dir().join("nats/nats-server.password");
+        let password = std::fs::read_to_string(file).expect("the server has a password");
+        password.trim().to_owned()
     }
 
     /// Process id of the server.

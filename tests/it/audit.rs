@@ -53,7 +53,7 @@ async fn lost_deliveries_are_reported_and_repaired() {
     assert_eq!(summary["finding_count"], 0, "{summary}");
 
     // Purge TIMELINE while its workers are paused: no message is left that delivers the post.
-    let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+    let broker = jetstream::new(herald.broker().await);
     let timeline = broker.get_stream("TIMELINE").await.unwrap();
     pause(&herald, "2100-01-01T00:00:00Z").await;
     herald.cli(&["post", "--author", "bob", "--text", "two"]).await;
@@ -107,7 +107,7 @@ async fn lost_deliveries_are_reported_and_repaired() {
 
 /// Pauses the timeline workers until `until`; `""` resumes them.
 pub(crate) async fn pause(herald: &Herald, until: &str) {
-    let client = async_nats::connect(herald.nats()).await.unwrap();
+    let client = herald.broker().await;
     let request = if until.is_empty() {
         "{}".to_owned()
     } else {

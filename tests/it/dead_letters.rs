@@ -58,7 +58,7 @@ async fn list_dead_letters(herald: &Herald, state: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_undecodable_message_becomes_a_dead_letter_at_once() {
     let herald = Herald::start(HERALD, Options::default()).await;
-    let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+    let broker = jetstream::new(herald.broker().await);
     let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage".as_slice();
     let published = broker.publish("timeline.v1.deliver.normal", garbage.into());
     published.await.unwrap().await.unwrap();

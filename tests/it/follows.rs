@@ -132,7 +132,7 @@ async fn a_late_backfill_delivers_nothing_newer_than_its_follow() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let clients = herald.clients().await;
     let first = post(&clients, "bob", "first").await;
-    let broker = async_nats::connect(herald.nats()).await.unwrap();
+    let broker = herald.broker().await;
     let pause = |until: &'static str| {
         let subject = "$JS.API.CONSUMER.PAUSE.TIMELINE.timeline-low";
         broker.request(subject, format!("{{\"pause_until\":\"{until}\"}}").into())

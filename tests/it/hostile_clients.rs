@@ -124,7 +124,7 @@ async fn an_audit_that_nobody_reads_gives_up_its_turn_and_does_not_delay_the_shu
     import(&clients, 20_000, "bob").await;
     pause(&herald, "2100-01-01T00:00:00Z").await;
     herald.cli(&["post", "--author", "bob", "--text", "one"]).await;
-    let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+    let broker = jetstream::new(herald.broker().await);
     // Chunks of 4,096.
     until("the post is planned", LIMIT, || async {
         let stream = broker.get_stream("TIMELINE").await.unwrap();

@@ -51,7 +51,7 @@ async fn every_metric_follows_the_naming_rule_and_is_documented() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let mut metrics = http_get(herald.http(), "/metrics").await;
     // The one service that is no part of `herald up`.
-    let nats = [("HERALD_NATS__URL".to_owned(), herald.nats().to_owned())];
+    let nats = [("HERALD_NATS__URL".to_owned(), herald.nats())];
     let scaler = Process::start(HERALD, "scaler", &[], &nats).await;
     until("the scaler has read the consumers", LIMIT, async || {
         http_get(scaler.http(), "/metrics")

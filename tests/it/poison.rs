@@ -23,7 +23,7 @@ async fn undecodable_messages_are_terminated_with_a_reason() {
     let request = v1::FollowRequest { follow: Some(follow) };
     clients.graph().follow(request).await.unwrap();
 
-    let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+    let broker = jetstream::new(herald.broker().await);
     // Field 1 is a string whose length exceeds the message: no valid message starts like this.
     let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage";
     let terminations = [

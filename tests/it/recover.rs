@@ -143,7 +143,7 @@ impl World {
     }
 
     async fn broker(&self) -> jetstream::Context {
-        jetstream::new(async_nats::connect(self.herald.nats()).await.unwrap())
+        jetstream::new(self.herald.broker().await)
     }
 }
 

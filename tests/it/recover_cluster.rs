@@ -17,7 +17,11 @@ const SAVED: &str = "saved";
 const READERS: [&str; 2] = ["ann", "cid"];
 
 async fn clients(process: &Process) -> Clients {
-    let channel = Endpoint::from_shared(process.url()).unwrap().connect().await.unwrap();
+    let channel = Endpoint::from_shared(process.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     Clients { channel }
 }
 
@@ -57,7 +61,10 @@ async fn assert_timelines(process: &Process, posts: &[u64]) {
     for reader in READERS {
         let timeline = process.cli(&["timeline", reader]).await;
         let entries = timeline["entries"].as_array().unwrap();
-        let found: Vec<u64> = entries.iter().map(|entry| entry["post_id"].as_u64().unwrap()).collect();
+        let found: Vec<u64> = entries
+            .iter()
+            .map(|entry| entry["post_id"].as_u64().unwrap())
+            .collect();
         assert_eq!(found, posts, "{reader}: {timeline}");
     }
 }
@@ -98,18 +105,31 @@ async fn a_restored_database_goes_on_with_newer_streams_and_with_those_of_its_ba
     let place = tempfile::tempdir().unwrap();
     let dir = place.path().join("backup");
     let backup = done(&["backup", dir.to_str().unwrap()], &variables).await;
-    assert_eq!((&backup["stream_count"], &backup["row_count"]), (&9.into(), &Value::Null));
+    assert_eq!(
+        (&backup["stream_count"], &backup["row_count"]),
+        (&9.into(), &Value::Null)
+    );
     // A running mesh is not recovered.
     stop(process).await;
     world.postgres.copy_of(DATABASE, SAVED).await.unwrap();
     let process = world.serve(ALL, &[]).await;
-    assert_eq!((post(&process, "three").await, post(&process, "four").await), (3, 4));
+    assert_eq!(
+        (post(&process, "three").await, post(&process, "four").await),
+        (3, 4)
+    );
     stop(process).await;
 
     restore_database(&world).await;
-    let refused = herald(&["serve", ALL, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"], &variables).await;
+    let refused = herald(
+        &["serve", ALL, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+        &variables,
+    )
+    .await;
     assert_ne!(refused.code, 0, "{refused:?}");
-    assert!(refused.stderr.contains("the store is older than the streams"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("the store is older than the streams"),
+        "{refused:?}"
+    );
     let recovered = done(&["recover"], &variables).await;
     assert_eq!(recovered["posts_archived"], 2, "{recovered}");
     let process = world.serve(ALL, &[]).await;
@@ -118,7 +138,10 @@ async fn a_restored_database_goes_on_with_newer_streams_and_with_those_of_its_ba
     assert_eq!(audit(&process, &[]).await, (0, 0));
     assert_timelines(&process, &[4, 3, 2, 1]).await;
     let in_use = herald(&["recover"], &variables).await;
-    assert_eq!(in_use.code, 0, "nothing is wrong, so nothing needs to be stopped: {in_use:?}");
+    assert_eq!(
+        in_use.code, 0,
+        "nothing is wrong, so nothing needs to be stopped: {in_use:?}"
+    );
     stop(process).await;
 
     // As on new machines: another NATS server, and the database of the backup.

@@ -222,7 +222,7 @@ async fn bench_starts_its_server_with_the_configuration_file() {
 async fn a_wrong_port_is_named() {
     let herald = Herald::start(HERALD, Options::default()).await;
     let http = format!("http://{}", herald.http());
-    let nats = herald.nats().replace("nats://", "http://");
+    let nats = herald.nats_address().replace("nats://", "http://");
     for (server, what) in [(&http, "Herald's HTTP port"), (&nats, "a NATS server")] {
         let done = run(HERALD, &["delivery", "1"], &[("HERALD_SERVER", server)]).await;
         assert!(
@@ -265,7 +265,7 @@ async fn the_demo_shows_pushes_and_removes_its_device() {
 async fn the_shutdown_does_not_wait_for_the_client_of_a_redrive() {
     const DEAD_LETTERS: u64 = 60;
     let mut herald = Herald::start(HERALD, Options::default()).await;
-    let broker = async_nats::connect(herald.nats()).await.unwrap();
+    let broker = herald.broker().await;
     let broker = async_nats::jetstream::new(broker);
     for _ in 0..DEAD_LETTERS {
         let published = broker.publish("timeline.v1.deliver.normal", "\u{7f}garbage".into());
@@ -314,4 +314,48 @@ async fn the_shutdown_does_not_wait_for_the_client_of_a_redrive() {
         "{:?}",
         started.elapsed()
     );
+}
+
+/// Any program of the machine can reach the port, so the broker takes only its user, whose password the owner of the
+/// data directory can read.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_takes_only_its_user() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let mut herald = Herald::start(HERALD, Options::default()).await;
+    let refused = async |options: async_nats::ConnectOptions| {
+        let error = options.connect(herald.nats_address()).await.unwrap_err();
+        assert_eq!(error.kind(), async_nats::ConnectErrorKind::AuthorizationViolation);
+    };
+    refused(async_nats::ConnectOptions::new()).await;
+    refused(async_nats::ConnectOptions::with_user_and_password(
+        "herald".into(),
+        "guess".into(),
+    ))
+    .await;
+    herald.broker().await.flush().await.unwrap();
+    let password = herald.nats();
+    let password = password.split([':', '@']).nth(2).unwrap();
+    assert!(!herald.log().contains(password), "the log shows the password");
+    for file in ["nats-server.password", "nats-server.conf"] {
+        let metadata = std::fs::metadata(herald.data_dir().join("nats").join(file)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{file}");
+    }
+    // Other programs that were given the password keep working after a restart.
+    let before = herald.nats();
+    assert_eq!(herald.stop().await, 0);
+    herald.restart().await;
+    assert_eq!(herald.nats(), before);
+    // Commands that speak to NATS take it as they take the password of any other server.
+    let file = herald.data_dir().join("nats/nats-server.password");
+    let verified = run(
+        HERALD,
+        &["topology", "verify", "--nats-url", herald.nats_address()],
+        &[
+            ("HERALD_NATS__USER", "herald"),
+            ("HERALD_NATS__PASSWORD_FILE", file.to_str().unwrap()),
+        ],
+    )
+    .await;
+    assert_eq!(verified.code, 0, "{verified:?}");
 }

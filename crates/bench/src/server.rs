@@ -35,6 +35,19 @@ pub(super) struct Ready {
     nats_pid: Option<u32>,
 }
 
+/// The password of the nats-server that `herald up` has started.
+fn read_password(data_dir: &Path) -> Option<String> {
+    let password = std::fs::read_to_string(data_dir.join("nats/nats-server.password")).ok()?;
+    Some(password.trim().to_owned())
+}
+
+fn with_credentials(url: &str, password: Option<String>) -> String {
+    match password {
+        Some(password) => url.replacen("nats://", &format!("nats://herald:{password}@"), 1),
+        None => url.to_owned(),
+    }
+}
+
 /// A running server with measurements of its memory and disk usage.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -117,7 +130,7 @@ impl Server {
             child,
             grpc: format!("http://{}", ready.grpc),
             http: format!("http://{}", ready.http),
-            nats: ready.nats,
+            nats: with_credentials(&ready.nats, ready.nats_pid.and(read_password(data_dir))),
             pids,
             data_dir: data_dir.into(),
             memory,
@@ -136,7 +149,7 @@ impl Server {
         &self.grpc
     }
 
-    /// Address of the server's nats-server.
+    /// URL of the server's nats-server, with its user and password.
     pub(super) fn nats(&self) -> &str {
         &self.nats
     }

@@ -42,6 +42,7 @@ mod fetch;
 mod fetcher;
 mod leftover;
 mod locate;
+mod password;
 mod ready;
 mod search;
 mod server;

@@ -14,6 +14,7 @@ use crate::binary::Binary;
 use crate::config::{Config, Layout, Ports, render};
 use crate::error::{Error, Result};
 use crate::leftover;
+use crate::password::{Password, write_private};
 use crate::ready::{self, Ready};
 
 /// Delay before a restart tries a port in use again.
@@ -29,6 +30,7 @@ pub struct Server {
     binary: Binary,
     config: Config,
     layout: Layout,
+    password: Option<Password>,
     _lock: File,
     _temp: Option<TempDir>,
 }
@@ -55,11 +57,15 @@ impl Server {
         let lock = lock(&layout)?;
         leftover::stop(&layout, config.stop_limit).await?;
 
+        let password = match config.user {
+            Some(_) => Some(Password::load_or_create(&layout.password())?),
+            None => None,
+        };
         let ports = Ports {
             client: config.port,
             monitor: config.monitor_port,
         };
-        let (process, log) = spawn(&binary, &config, &layout, ports)?;
+        let (process, log) = spawn(&binary, &config, &layout, ports, password.as_ref())?;
         let ready = ready::wait(&process, &layout.ports(), &log, config.start_limit).await?;
         let server = Self {
             process,
@@ -68,6 +74,7 @@ impl Server {
             binary,
             config,
             layout,
+            password,
             _lock: lock,
             _temp: temp,
         };
@@ -83,7 +90,13 @@ impl Server {
         self.stop().await?;
         let deadline = Instant::now() + self.config.start_limit;
         loop {
-            (self.process, self.log) = spawn(&self.binary, &self.config, &self.layout, self.ready.ports)?;
+            (self.process, self.log) = spawn(
+                &self.binary,
+                &self.config,
+                &self.layout,
+                self.ready.ports,
+                self.password.as_ref(),
+            )?;
             let left = deadline.saturating_duration_since(Instant::now());
             match ready::wait(&self.process, &self.layout.ports(), &self.log, left).await {
                 Ok(ready) => {
@@ -117,9 +130,14 @@ impl Server {
         self.process.exited()
     }
 
-    /// URL for clients, such as `nats://127.0.0.1:4222`.
+    /// URL for clients without credentials, such as `nats://127.0.0.1:4222`.
     pub fn client_url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.ready.ports.client)
+    }
+
+    /// The user and password that clients connect with; `None` without [`Config::user`].
+    pub fn credentials(&self) -> Option<(&str, &str)> {
+        Some((self.config.user.as_deref()?, self.password.as_ref()?.expose()))
     }
 
     /// URL of the monitoring API, such as `http://127.0.0.1:8222`.
@@ -199,9 +217,15 @@ fn lock(layout: &Layout) -> Result<File> {
     }
 }
 
-fn spawn(binary: &Binary, config: &Config, layout: &Layout, ports: Ports) -> Result<(Process, Log)> {
+fn spawn(
+    binary: &Binary,
+    config: &Config,
+    layout: &Layout,
+    ports: Ports,
+    password: Option<&Password>,
+) -> Result<(Process, Log)> {
     let path = layout.config();
-    std::fs::write(&path, render(config, layout, ports)?)
+    write_private(&path, &render(config, layout, ports, password)?)
         .map_err(Error::io(format!("write {}", path.display())))?;
     recreate(&layout.ports()).map_err(Error::io(format!("empty {}", layout.ports().display())))?;
     let (log, stderr) =

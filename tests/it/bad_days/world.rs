@@ -80,7 +80,7 @@ impl World {
         };
         let herald = Herald::start(HERALD, options).await;
         let clients = herald.clients().await;
-        let broker = jetstream::new(async_nats::connect(herald.nats()).await.unwrap());
+        let broker = jetstream::new(herald.broker().await);
         let sink = Running::start().await.unwrap();
         let mut world = Self {
             postgres,

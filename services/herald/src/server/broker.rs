@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use herald_local_nats as local;
+use herald_mesh::{Auth, Config as MeshConfig, NatsUser};
 use herald_runtime::config::SecretUrl;
 use tokio_util::sync::CancellationToken;
 
@@ -11,6 +12,10 @@ use super::Config;
 
 /// Delay before a child that exited is restarted, so that a child that fails at once doesn't cause a busy loop.
 const RESTART_DELAY: Duration = Duration::from_millis(500);
+
+/// The user of the child. Its password is in the data directory, so that other programs of this machine can neither
+/// publish nor delete messages.
+const USER: &str = "herald";
 
 /// Limit of all files of the child, bytes: more than any disk has.
 const FILE_BYTES_MAX: u64 = 1 << 61;
@@ -44,6 +49,7 @@ impl Broker {
         let server = local::Server::start(local::Config {
             locate,
             name: Some("herald".into()),
+            user: Some(USER.into()),
             port: config.nats.port,
             // By default nats-server limits its files to 75% of the free disk space. The stream limits replace that
             // limit: they reserve no disk space, and the store rejects posts before the disk is full. The limit doesn't
@@ -76,12 +82,24 @@ impl Broker {
         }
     }
 
-    /// The URL for clients.
-    pub(super) fn url(&self) -> String {
-        match self {
+    /// How a process connects that does the work of these users: to a child as its user, to an external server as
+    /// configured.
+    pub(super) fn mesh_config(&self, config: &Config, users: &[NatsUser]) -> Result<MeshConfig> {
+        let url = match self {
             Self::External { url } => url.expose().to_owned(),
             Self::Child(server) => server.client_url(),
+        };
+        let mesh_config = config.nats.mesh_config(&url, &config.topology, users);
+        let mut mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
+        if let Self::Child(server) = self
+            && let Some((user, password)) = server.credentials()
+        {
+            mesh_config.auth = Auth::Password {
+                user: user.to_owned(),
+                password: password.to_owned(),
+            };
         }
+        Ok(mesh_config)
     }
 
     /// The process id of the child; `None` for an external server.

@@ -41,10 +41,7 @@ impl Recovering {
         config.nats.port = 0;
         let broker = Broker::start(&config).await?;
         let topology = Topology::new(&config.topology)?;
-        let mesh_config = config
-            .nats
-            .mesh_config(&broker.url(), &config.topology, &[NatsUser::Topology])
-            .map_err(anyhow::Error::msg)?;
+        let mesh_config = broker.mesh_config(&config, &[NatsUser::Topology])?;
         let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
         let mesh = away::wait(config.start_wait(), connect).await?;
         Ok(Self {

@@ -250,10 +250,7 @@ async fn connect(
     roles: &Roles,
     broker: &Broker,
 ) -> Result<(Mesh, Option<(BackgroundRuntime, Background)>)> {
-    let mesh_config = config
-        .nats
-        .mesh_config(&broker.url(), &config.topology, &roles.nats_users());
-    let mesh_config = mesh_config.map_err(anyhow::Error::msg)?;
+    let mesh_config = broker.mesh_config(config, &roles.nats_users())?;
     let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
     let mesh = away::wait(config.start_wait(), connect).await?;
     if !roles.iter().any(Role::runs_in_background) {
