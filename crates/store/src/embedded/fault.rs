@@ -80,7 +80,7 @@ impl Fault {
         Error::new(
             ErrorKind::Failed,
             format!(
-                "the store in {dir} failed: {cause}; nothing that was acknowledged is lost: {remedy}, then start herald \
+                "the store in {dir} failed and can't be used until it is opened again: {cause}; {remedy}, then start herald \
                  again"
             ),
         )
@@ -129,9 +129,13 @@ pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::executor::block_on;
+    use herald_model::PostId;
 
     use super::*;
+    use crate::embedded::{Config, Embedded};
 
     #[test]
     fn the_first_fault_is_told_with_its_directory_and_its_remedy() {
@@ -153,6 +157,53 @@ mod tests {
             "start herald again",
         ] {
             assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_fault_of_a_thread_of_fjall_ends_the_engine() {
+        for (database, keyspace) in [("records", "leases"), ("timelines", "state")] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Embedded::open(&Config {
+                data_dir: dir.path().into(),
+                ..Config::default()
+            });
+            let store = store.unwrap();
+            let stores = store.stores();
+            stores
+                .leases
+                .acquire("a lease", "one", crate::LEASE_DURATION)
+                .await
+                .unwrap();
+            store.timelines().raise_oldest_kept(PostId(7)).unwrap();
+            // The thread that flushes the memtable finds no directory for its table.
+            for keyspace in std::fs::read_dir(dir.path().join(database).join("keyspaces")).unwrap() {
+                let _ = std::fs::remove_dir_all(keyspace.unwrap().path().join("tables"));
+            }
+            let fjall = if database == "records" {
+                store.databases().records.fjall()
+            } else {
+                store.timelines().fjall()
+            };
+            let rows = fjall
+                .keyspace(keyspace, fjall::KeyspaceCreateOptions::default)
+                .unwrap();
+            rows.rotate_memtable().unwrap();
+            let failed = tokio::time::timeout(Duration::from_mins(1), store.failed()).await;
+            let failed = failed.expect("the fault is seen").to_string();
+            assert!(
+                failed.contains(database) && failed.contains(dir.path().to_str().unwrap()),
+                "{failed}"
+            );
+            let refused = stores
+                .leases
+                .acquire("another", "one", crate::LEASE_DURATION)
+                .await;
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Failed);
+            assert_eq!(
+                stores.posts.capacity().await.unwrap_err().kind(),
+                ErrorKind::Failed
+            );
         }
     }
 }
