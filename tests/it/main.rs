@@ -19,6 +19,7 @@ mod dependencies;
 mod documents;
 mod follows;
 mod full;
+mod future;
 mod graph_calls;
 mod hostile_clients;
 mod import_pressure;

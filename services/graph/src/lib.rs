@@ -82,30 +82,65 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
 #[cfg(test)]
 mod tests {
     use herald_local_nats::Server;
+    use herald_proto::mesh_v1::{ExportFollowersRequest, follower_service_client::FollowerServiceClient};
     use herald_runtime::metrics::Shared;
     use herald_store::embedded::{self, Embedded};
+    use tempfile::TempDir;
     use tokio::net::TcpListener;
+    use tonic_types::StatusExt as _;
 
     use super::*;
 
     #[tokio::test]
-    async fn a_configuration_out_of_bounds_is_refused() {
+    async fn an_export_at_a_version_of_the_future_is_out_of_range() {
         let data = tempfile::tempdir().unwrap();
+        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let deps = deps(&data, &server, listener).await;
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(Config::default(), deps, stop.clone()));
+        let mut client = FollowerServiceClient::connect(url).await.unwrap();
+        for follow_version in [1, u64::MAX] {
+            let request = ExportFollowersRequest {
+                author_key: 1,
+                follow_version,
+                ..ExportFollowersRequest::default()
+            };
+            let mut pages = client.export_followers(request).await.unwrap().into_inner();
+            let error = pages.message().await.unwrap_err();
+            assert_eq!(error.code(), tonic::Code::OutOfRange, "{error:?}");
+            let info = error.get_details_error_info().unwrap();
+            assert_eq!(info.reason, "FOLLOW_VERSION_UNKNOWN");
+        }
+        drop(client);
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+
+    async fn deps(data: &TempDir, server: &Server, listener: TcpListener) -> Deps {
         let store = Embedded::open(&embedded::Config {
             data_dir: data.path().into(),
             ..embedded::Config::default()
         });
         let stores = store.unwrap().stores();
-        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
         let mesh = Mesh::connect(&herald_mesh::Config::at(server.client_url())).await;
-        let deps = Deps {
+        Deps {
             mesh: mesh.unwrap(),
             users: stores.users,
             follows: stores.follows,
             posts: stores.posts,
-            listener: TcpListener::bind("127.0.0.1:0").await.unwrap().into(),
+            listener: listener.into(),
             metrics: Shared::new().register(Metrics::new),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn a_configuration_out_of_bounds_is_refused() {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let deps = deps(&data, &server, listener).await;
         let config = Config {
             export_page_followers: 0,
             ..Config::default()
