@@ -8,6 +8,8 @@ use crate::{Checker, Error, Problem, Problems, Result};
 
 /// Delay between two checks.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Checks at the start before a problem is believed: the leader of a stream can be elected and not know its end yet.
+const START_CHECKS: u32 = 4;
 
 /// Why posts are refused.
 type Reason = Option<String>;
@@ -30,14 +32,23 @@ impl StreamWatch {
             checker,
             reason: Arc::default(),
         };
-        match watch.checker.check().await {
-            Ok(problems) if problems.iter().all(Problem::can_be_made_again) => watch.note(&problems),
-            Ok(problems) => return Ok(Err(Problems(problems))),
-            Err(Error::Store(error)) if error.is_away() => {
-                tracing::warn!(%error, "the store is away: the streams are compared with it later");
-                watch.check_for_messages().await?;
+        let mut checks_left = START_CHECKS;
+        loop {
+            checks_left -= 1;
+            match watch.checker.check().await {
+                Ok(problems) if problems.iter().all(Problem::can_be_made_again) => {
+                    watch.note(&problems);
+                    break;
+                }
+                Ok(problems) if checks_left == 0 => return Ok(Err(Problems(problems))),
+                Ok(_) => tokio::time::sleep(INTERVAL).await,
+                Err(Error::Store(error)) if error.is_away() => {
+                    tracing::warn!(%error, "the store is away: the streams are compared with it later");
+                    watch.check_for_messages().await?;
+                    break;
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
         Ok(Ok(watch))
     }
@@ -55,9 +66,10 @@ impl StreamWatch {
 
     /// Compares every second, and makes missing streams again if this process may. Never returns.
     pub async fn run(self) {
+        let mut suspected = Vec::new();
         loop {
             tokio::time::sleep(INTERVAL).await;
-            match self.check_again().await {
+            match self.check_again(&mut suspected).await {
                 Ok(()) => {}
                 // The readiness of the process tells about the broker and the store.
                 Err(error) => tracing::debug!(%error, "the streams can't be compared with the store"),
@@ -65,17 +77,17 @@ impl StreamWatch {
         }
     }
 
-    async fn check_again(&self) -> Result<()> {
-        let mut problems = self.checker.check().await?;
-        if problems.iter().any(Problem::can_be_made_again) {
-            self.make_again(&problems).await?;
+    /// Believes a problem that the check before had found, too: the leader of a stream can be elected and not know its
+    /// end yet.
+    async fn check_again(&self, suspected: &mut Vec<Problem>) -> Result<()> {
+        let found = self.checker.check().await?;
+        if found.iter().any(Problem::can_be_made_again) {
+            self.make_again(&found).await?;
         }
-        if !problems.is_empty() {
-            // What two checks find is no answer of a server that is about to learn more.
-            let again = self.checker.check().await?;
-            problems.retain(|problem| again.iter().any(|other| other.stream() == problem.stream()));
-        }
-        self.note(&problems);
+        let is_suspected = |problem: &&Problem| suspected.iter().any(|one| one.stream() == problem.stream());
+        let believed: Vec<Problem> = found.iter().filter(is_suspected).cloned().collect();
+        *suspected = found;
+        self.note(&believed);
         Ok(())
     }
 

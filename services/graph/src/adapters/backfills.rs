@@ -130,7 +130,7 @@ mod tests {
         client.flush().await.unwrap();
         tokio::spawn(async move {
             while let Some(request) = requests.next().await {
-                let stale = r#"{"config":{"num_replicas":1},"state":{"last_seq":4}}"#;
+                let stale = r#"{"config":{"num_replicas":1},"state":{"first_seq":1,"last_seq":4,"last_ts":"2026-01-02T03:04:05Z"}}"#;
                 client
                     .publish(request.reply.unwrap(), stale.into())
                     .await
