@@ -15,7 +15,11 @@ use serde_json::Value;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::{HERALD, audit::audit, surface::http_get};
+use crate::{
+    HERALD,
+    audit::{audit, pause},
+    surface::http_get,
+};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const READERS: [&str; 3] = ["ann", "cid", "dora"];
@@ -234,7 +238,7 @@ async fn a_broker_that_comes_back_older_is_refused_and_recovered() {
 
     let recovered = world.recover(&[]).await;
     assert_eq!(
-        (&recovered["posts_archived"], &recovered["posts_lost_max"]),
+        (&recovered["posts_archived"], &recovered["posts_lost"]),
         (&0.into(), &0.into())
     );
     let again = world.recover(&[]).await;
@@ -408,6 +412,44 @@ async fn a_stream_that_is_deleted_while_running_is_made_again() {
         .first_sequence;
     assert!(after > before, "{before} {after}");
     world.assert_clean().await;
+    world.stop().await;
+}
+
+/// A message that its stream can't read any more, before it was delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_in_a_stream_costs_no_delivery() {
+    let mut world = World::start().await;
+    world.post(&["one"]).await;
+    pause(&world.herald, "2100-01-01T00:00:00Z").await;
+    world
+        .herald
+        .cli(&["post", "--author", "bob", "--text", "two"])
+        .await;
+    let broker = world.broker().await;
+    until("the post is planned", LIMIT, || async {
+        let stream = broker.get_stream("TIMELINE").await.unwrap();
+        stream.cached_info().state.messages == 2
+    })
+    .await;
+    drop(broker);
+    world.stop().await;
+    let streams = world.herald.data_dir().join("nats/jetstream/jetstream");
+    let account = entries(&streams)
+        .find(|dir| dir.join("streams/TIMELINE").exists())
+        .unwrap();
+    let block = entries(&account.join("streams/TIMELINE/msgs"))
+        .find(|file| file.extension().is_some_and(|extension| extension == "blk"))
+        .unwrap();
+    let mut bytes = fs::read(&block).unwrap();
+    // A record ends with a checksum of eight bytes.
+    let last = bytes.len() - 9;
+    bytes[last] ^= 1;
+    fs::write(&block, bytes).unwrap();
+    world.herald.restart().await;
+    pause(&world.herald, "").await;
+    world.settle().await;
+    world.repair().await;
+    world.assert_timelines(&[2, 1]).await;
     world.stop().await;
 }
 

@@ -20,6 +20,8 @@ use crate::{FieldDifference, TopologyMode};
 
 /// How long [`Mesh::ensure`] waits for a cluster that elects a leader, or that not all servers have joined yet.
 const UNAVAILABLE_MAX: Duration = Duration::from_secs(30);
+/// Messages that are published, and removed, to use up the sequences of lost ones.
+const FILLERS_MAX: u64 = 100_000;
 /// Delay between its attempts.
 const RETRY: RetryDelay = RetryDelay {
     delay_ms_base: 200,
@@ -78,16 +80,29 @@ impl Mesh {
         Ok(true)
     }
 
-    /// Removes all messages of a stream, lets its next message have `sequence`, and creates its consumers anew. Returns
-    /// the number of removed messages.
+    /// Removes the messages of a stream, lets its next message have at least `sequence`, and creates its consumers anew.
+    /// Messages up to `keep` stay, if the gap up to `sequence` is small; their consumers read them again. Returns the
+    /// number of removed messages.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the server doesn't do it.
-    pub async fn begin_anew(&self, topology: &Topology, stream: &str, sequence: u64) -> Result<u64> {
+    pub async fn begin_anew(
+        &self,
+        topology: &Topology,
+        stream: &str,
+        sequence: u64,
+        keep: u64,
+    ) -> Result<u64> {
         let handle = self.stream(stream).await?;
         let what = || format!("let stream {stream} begin at {sequence}");
-        let purged = handle.purge().sequence(sequence).await;
-        let purged = purged.map_err(|error| Error::unavailable(what(), error))?;
+        let range = self.sequences(stream).await?;
+        let gap = range.map_or(0, |range| sequence.saturating_sub(range.last));
+        let removed = if keep > 0 && gap <= FILLERS_MAX {
+            self.advance(topology, stream, sequence, keep).await?
+        } else {
+            let purged = handle.purge().sequence(sequence).await;
+            purged.map_err(|error| Error::unavailable(what(), error))?.purged
+        };
         for consumer in topology.consumers_of(stream) {
             match handle.delete_consumer(&consumer.name).await {
                 Ok(_) => {}
@@ -100,7 +115,42 @@ impl Mesh {
             }
             self.ensure_consumer(consumer).await?;
         }
-        Ok(purged.purged)
+        Ok(removed)
+    }
+
+    /// Removes the messages after `keep`, and uses up all sequences below `sequence`. A purge could only do so without
+    /// any message left.
+    async fn advance(&self, topology: &Topology, stream: &str, sequence: u64, keep: u64) -> Result<u64> {
+        let what = || format!("let stream {stream} go on at {sequence}");
+        let jetstream = &self.consuming().jetstream;
+        let pattern = topology.stream(stream).and_then(|spec| spec.subjects.first());
+        let filler = pattern
+            .map(|pattern| pattern.replace('>', "filler"))
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{}: it has no subject", what())))?;
+        let Some(mut range) = self.sequences(stream).await? else {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{}: it is missing", what()),
+            ));
+        };
+        let handle = self.stream(stream).await?;
+        let mut removed = 0;
+        for later in (keep + 1).max(range.first)..=range.last {
+            // A message that is gone already is as good.
+            removed += u64::from(handle.delete_message(later).await.unwrap_or(false));
+        }
+        while range.last + 1 < sequence {
+            let stored = jetstream
+                .publish(filler.clone(), "".into())
+                .await
+                .map_err(|error| Error::unavailable(what(), error))?
+                .await
+                .map_err(|error| Error::unavailable(what(), error))?;
+            range.last = stored.sequence;
+        }
+        let purged = handle.purge().filter(filler).await;
+        purged.map_err(|error| Error::unavailable(what(), error))?;
+        Ok(removed)
     }
 
     async fn ensure_stream(&self, spec: &StreamSpec) -> Result<()> {

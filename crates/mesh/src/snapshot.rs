@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use async_nats::Request;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 const CHUNK_BYTES: usize = 128 << 10;
 /// Timeout of the next chunk, and of the answer to one.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout of the answer to the last chunk: the server unpacks the stream before.
+const END_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// What a snapshot needs beside its bytes to be restored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,9 +132,15 @@ impl Mesh {
                 .map_err(|error| failed(error.into()))?;
             // An empty chunk is the end.
             let chunk = Bytes::copy_from_slice(&buffer[..length]);
-            let answer = timeout(CHUNK_TIMEOUT, client.request(to.clone(), chunk))
+            let limit = if chunk.is_empty() {
+                END_TIMEOUT
+            } else {
+                CHUNK_TIMEOUT
+            };
+            let request = Request::new().payload(chunk).timeout(Some(limit));
+            let answer = client
+                .send_request(to.clone(), request)
                 .await
-                .map_err(|elapsed| failed(elapsed.into()))?
                 .map_err(|error| failed(error.into()))?;
             check_answer(&answer.payload, &what())?;
             if length == 0 {

@@ -1,8 +1,8 @@
 //! Compares the streams with what is known of them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use herald_mesh::{Mesh, SequenceRange, Subject, Topology, consumers, streams};
 use herald_model::{PostId, time::Timestamp};
 use herald_store::{DeadLetterFilter, DeadLetters, Order, Posts, StreamMark, StreamMarks};
@@ -11,6 +11,16 @@ use crate::{Problem, Result};
 
 /// Messages below the archive's last acknowledgement that are compared with the store.
 const ACKNOWLEDGED_CHECKED: u64 = 32;
+/// Posts that the archive has acknowledged and the store lacks, at which the store is older than the streams.
+const MISSING_MIN: u32 = 2;
+
+/// Comparisons that must find a problem before it is acted upon, and the delay between them.
+pub(crate) const CHECKS: u32 = 4;
+pub(crate) const CHECK_DELAY: Duration = Duration::from_secs(1);
+
+/// What is logged of a stream that is missing.
+pub(crate) const LOST: &str =
+    "stream was missing and is made again; the messages that it held are lost: run `herald audit --repair`";
 
 /// Compares the streams with the store.
 #[derive(Clone)]
@@ -28,11 +38,39 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Compares all streams with their marks and with the archive, and records new marks of the streams that are sound.
+    /// Compares all streams with their marks and with the archive. If all are sound, records new marks: those of streams
+    /// that don't belong to the store must never be taken for its own.
     ///
     /// # Errors
-    /// A stream or the store can't be read.
+    /// A stream or the store can't be read, and nothing is known to be wrong.
     pub async fn check(&self) -> Result<Vec<Problem>> {
+        let (problems, seen) = self.compare().await?;
+        if problems.is_empty() {
+            self.stream_marks.record(&seen).await?;
+        }
+        Ok(problems)
+    }
+
+    /// Compares as [`Checker::check`] does, several times, and changes nothing. A problem is one that each comparison
+    /// finds: the leader of a stream can be elected and not know its end yet.
+    ///
+    /// # Errors
+    /// As [`Checker::check`].
+    pub async fn check_thoroughly(&self) -> Result<Vec<Problem>> {
+        let (mut problems, _) = self.compare().await?;
+        for _ in 1..CHECKS {
+            if problems.is_empty() {
+                break;
+            }
+            tokio::time::sleep(CHECK_DELAY).await;
+            let (again, _) = self.compare().await?;
+            problems.retain(|problem| again.iter().any(|other| other.stream() == problem.stream()));
+        }
+        Ok(problems)
+    }
+
+    /// The problems, and the new marks of sound streams.
+    async fn compare(&self) -> Result<(Vec<Problem>, Vec<StreamMark>)> {
         // The store first: what is published or archived in between is in the streams already.
         let archived = self.posts.last().await?;
         let marks = self.stream_marks.all().await?;
@@ -44,20 +82,42 @@ impl Checker {
         });
         let mut problems = Vec::new();
         let mut seen = Vec::new();
-        for found in try_join_all(checks).await? {
+        // A stream that can't be read hides no problem of another one.
+        let mut unreadable = None;
+        for found in join_all(checks).await {
             match found {
-                Found::Sound(mark) => seen.extend(mark),
-                Found::Damaged(problem) => problems.push(problem),
+                Ok(Found::Sound(mark)) => seen.extend(mark),
+                Ok(Found::Damaged(problem)) => problems.push(problem),
+                Err(error) => unreadable = Some(error),
             }
         }
         if !problems
             .iter()
             .any(|problem| problem.stream() == Some(streams::POSTS))
         {
-            problems.extend(self.check_age().await?);
+            match self.check_age().await {
+                Ok(problem) => problems.extend(problem),
+                Err(error) => unreadable = Some(error),
+            }
         }
-        self.stream_marks.record(&seen).await?;
-        Ok(problems)
+        match unreadable {
+            Some(error) if problems.is_empty() => Err(error),
+            _ => Ok((problems, seen)),
+        }
+    }
+
+    /// Logs which streams are missing that were seen before. Call it before missing streams are made.
+    ///
+    /// # Errors
+    /// A stream or the store can't be read.
+    pub async fn report_missing(&self) -> Result<()> {
+        for mark in self.stream_marks.all().await? {
+            let known = self.topology.stream(&mark.stream).is_some();
+            if known && self.mesh.sequences(&mark.stream).await?.is_none() {
+                tracing::error!(stream = mark.stream, "{LOST}");
+            }
+        }
+        Ok(())
     }
 
     /// The specifications with which a missing stream is made again.
@@ -115,14 +175,22 @@ impl Checker {
         let from = archived
             .map_or(0, |post| post.0)
             .max(floor.saturating_sub(ACKNOWLEDGED_CHECKED));
-        // Deletions and dead letters of the archive are no posts in the store, so the newest messages can all be absent.
+        // Deletions and dead letters of the archive are no posts in the store. The dead letter of a post can come some time
+        // after the archive has given it up, so one post is not enough: an audit finds that one.
+        let mut missing = 0;
+        let mut newest = None;
         for sequence in (from + 1..=floor).rev() {
             let Some(message) = self.mesh.message(streams::POSTS, sequence).await? else {
                 continue;
             };
             let is_post = matches!(Subject::parse(&message.subject), Some(Subject::PostCreated(_)));
-            let acknowledged = PostId(sequence);
-            if is_post && !self.has_dead_letter(acknowledged).await? {
+            let post = PostId(sequence);
+            if !is_post || self.has_dead_letter(post).await? {
+                continue;
+            }
+            missing += 1;
+            let acknowledged = *newest.get_or_insert(post);
+            if missing >= MISSING_MIN {
                 return Ok(Some(Problem::StoreOlder {
                     acknowledged,
                     archived,

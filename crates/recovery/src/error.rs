@@ -21,13 +21,11 @@ pub enum Error {
         /// Pulls that wait for messages.
         pulls: u64,
     },
-    /// A message of POSTS is neither a post nor a deletion.
-    #[error("message {sequence} of POSTS can't be archived: {reason}")]
-    Malformed {
-        /// Its sequence.
-        sequence: u64,
-        /// What is wrong with it.
-        reason: String,
+    /// A message was published to a stream that is about to begin anew.
+    #[error("stream {stream} got a message meanwhile: stop all processes of Herald first, and run it again")]
+    Changed {
+        /// The stream.
+        stream: String,
     },
 }
 

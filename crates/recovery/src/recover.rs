@@ -1,15 +1,14 @@
 //! Lets damaged streams begin anew, above all sequences that are known.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures::StreamExt as _;
 use herald_mesh::{Mesh, RawMessage, SequenceRange, Subject, Topology, streams};
-use herald_model::PostId;
+use herald_model::{Post, PostId};
 use herald_posts::NO_KEY;
-use herald_proto::mesh_v1::PostCreated;
 use herald_store::{Archived, Stores};
 
-use crate::{Checker, Error, Problem, Result};
+use crate::{Checker, Error, Problem, Result, last_dead_letter};
 
 /// Posts that are archived at once.
 const BATCH: usize = 256;
@@ -36,10 +35,13 @@ pub struct Recovered {
     pub streams: Vec<RecoveredStream>,
     /// Posts of POSTS that the store lacked, and has now.
     pub posts_archived: u64,
-    /// Posts of POSTS whose id another post of the store has: they were accepted again with another id.
+    /// Posts of POSTS whose id another post of the store has: they are in the store with another id.
     pub posts_renamed: Vec<RenamedPost>,
-    /// Upper bound of the number of posts that were accepted and are neither in POSTS nor in the store.
-    pub posts_lost_max: u64,
+    /// Messages of POSTS that are neither a post nor a deletion.
+    pub messages_unreadable: u64,
+    /// Number of posts that were seen in POSTS, and that neither POSTS nor the store has. Posts of the moments before the
+    /// loss that nobody had seen yet are not among them.
+    pub posts_lost: u64,
 }
 
 /// A stream that begins anew.
@@ -68,7 +70,7 @@ impl Recovery {
     /// # Errors
     /// The streams or the store can't be read.
     pub async fn find_problems(&self) -> Result<Vec<Problem>> {
-        self.checker().check().await
+        self.checker().check_thoroughly().await
     }
 
     fn checker(&self) -> Checker {
@@ -93,52 +95,61 @@ impl Recovery {
         if problems.is_empty() {
             return Ok(Recovered::default());
         }
+        let concerns =
+            |problem: &Problem, stream: &str| problem.stream().is_none_or(|damaged| damaged == stream);
+        let is_damaged = |stream: &str| problems.iter().any(|problem| concerns(problem, stream));
+        let mut recovered = self.begin_anew(is_damaged).await?;
+        recovered.problems = problems;
+        Ok(recovered)
+    }
+
+    /// Lets all streams begin anew after a restore: they are older than the store, and a mark that would tell so can be
+    /// missing.
+    ///
+    /// # Errors
+    /// As [`Recovery::run`].
+    pub async fn run_after_restore(&self) -> Result<Recovered> {
+        self.begin_anew(|_| true).await
+    }
+
+    async fn begin_anew(&self, is_damaged: impl Fn(&str) -> bool) -> Result<Recovered> {
         self.check_unused().await?;
         let mut recovered = Recovered::default();
         let topology = self.checker().topology_to_make().await?;
         self.mesh.ensure(&topology).await?;
-        let is_damaged = |stream: &str| {
-            let concerned = |problem: &Problem| problem.stream().is_none_or(|damaged| damaged == stream);
-            problems.iter().any(concerned)
-        };
-        let mut renamed = Vec::new();
-        for spec in &topology.streams {
-            if !is_damaged(&spec.name) {
-                continue;
-            }
-            let mut first = spec.first_sequence;
-            if spec.name == streams::POSTS {
-                let range = self.mesh.sequences(streams::POSTS).await?;
-                let in_stream = range.map_or(0, |range| range.last);
-                let known = self.known_posts(&problems).await?.max(in_stream);
-                recovered.posts_archived = self.archive_posts(range, &mut renamed).await?;
-                let safe = self
+        let last_dead_letter =
+            last_dead_letter(&*self.stores.dead_letters, &*self.stores.stream_marks).await?;
+        for spec in topology.streams.iter().filter(|spec| is_damaged(&spec.name)) {
+            let stream = spec.name.as_str();
+            let range = self.mesh.sequences(stream).await?;
+            let in_stream = range.map_or(0, |range| range.last);
+            let known = self.known(stream).await?.max(in_stream);
+            let mut first = spec.first_sequence.max(known + 1);
+            let mut keeps = 0;
+            if stream == streams::POSTS {
+                first = next_posts(known);
+                self.archive_posts(range, &mut recovered).await?;
+                let kept = self
                     .stores
                     .posts
                     .last()
                     .await?
                     .map_or(0, |post| post.0)
                     .max(in_stream);
-                recovered.posts_lost_max = known - safe.min(known);
-                first = next_posts(known);
+                recovered.posts_lost = known.saturating_sub(kept);
+                self.check_unchanged(stream, in_stream).await?;
+            } else if stream == streams::DLQ {
+                // Its messages are the payloads of the dead letters in the store. Later ones belong to no dead letter.
+                keeps = last_dead_letter;
             }
-            let removed = self.mesh.begin_anew(&topology, &spec.name, first).await?;
-            tracing::warn!(
-                stream = spec.name,
-                removed,
-                first_sequence = first,
-                "stream begins anew"
-            );
+            let removed = self.mesh.begin_anew(&topology, stream, first, keeps).await?;
+            tracing::warn!(stream, removed, first_sequence = first, "stream begins anew");
             recovered.streams.push(RecoveredStream {
-                stream: spec.name.clone(),
+                stream: stream.to_owned(),
                 removed,
                 first_sequence: first,
             });
         }
-        for message in renamed {
-            recovered.posts_renamed.push(self.accept_again(&message).await?);
-        }
-        recovered.problems = problems;
         Ok(recovered)
     }
 
@@ -164,83 +175,114 @@ impl Recovery {
         Ok(())
     }
 
-    /// The greatest id of a post that the store or a mark has seen.
-    async fn known_posts(&self, problems: &[Problem]) -> Result<u64> {
-        let archived = self.stores.posts.last().await?.map_or(0, |post| post.0);
-        let marks = self.stores.stream_marks.all().await?;
-        let mark = marks.iter().find(|mark| mark.stream == streams::POSTS);
-        let seen = problems.iter().map(|problem| match problem {
-            Problem::LostTail { stream, known, .. } if stream == streams::POSTS => *known,
-            Problem::StoreOlder { acknowledged, .. } => acknowledged.0,
-            _ => 0,
-        });
-        let seen = seen.max().unwrap_or(0);
-        Ok(archived.max(mark.map_or(0, |mark| mark.sequence)).max(seen))
+    /// Nobody may publish to a stream whose messages are about to be removed.
+    async fn check_unchanged(&self, stream: &str, last: u64) -> Result<()> {
+        match self.mesh.sequences(stream).await? {
+            Some(now) if now.last > last => Err(Error::Changed {
+                stream: stream.to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 
-    /// Archives the posts and deletions of POSTS that the store lacks. Collects those whose id another post has.
-    async fn archive_posts(
-        &self,
-        range: Option<SequenceRange>,
-        renamed: &mut Vec<RawMessage>,
-    ) -> Result<u64> {
-        let Some(range) = range.filter(|range| range.first <= range.last) else {
-            return Ok(0);
+    /// The greatest sequence of a stream that its mark or, for POSTS, the archive has seen.
+    async fn known(&self, stream: &str) -> Result<u64> {
+        let marks = self.stores.stream_marks.all().await?;
+        let mark = marks
+            .iter()
+            .find(|mark| mark.stream == stream)
+            .map_or(0, |mark| mark.sequence);
+        let stored = match stream {
+            streams::POSTS => self.stores.posts.last().await?.map_or(0, |post| post.0),
+            streams::DLQ => last_dead_letter(&*self.stores.dead_letters, &*self.stores.stream_marks).await?,
+            _ => 0,
         };
+        Ok(mark.max(stored))
+    }
+
+    /// Archives the posts and deletions of POSTS that the store lacks. A post whose id another one has gets the next id
+    /// after all known ones, which POSTS will never give.
+    async fn archive_posts(&self, range: Option<SequenceRange>, recovered: &mut Recovered) -> Result<()> {
+        let Some(range) = range.filter(|range| range.first <= range.last) else {
+            return Ok(());
+        };
+        let mut new_id = self.known(streams::POSTS).await?.max(range.last);
+        let mut renamed: HashMap<PostId, PostId> = HashMap::new();
         let messages = self.mesh.scan(streams::POSTS, None, range.first, range.last);
         let mut messages = std::pin::pin!(messages.ready_chunks(BATCH));
-        let mut archived = 0;
         while let Some(batch) = messages.next().await {
             let batch: Vec<RawMessage> = batch.into_iter().collect::<herald_mesh::Result<_>>()?;
             let ids: Vec<PostId> = batch.iter().map(|message| PostId(message.sequence)).collect();
             let stored = self.stores.posts.get(&ids).await?;
             let mut entries = Vec::new();
             for (message, stored) in batch.into_iter().zip(stored) {
-                let malformed = |reason| Error::Malformed {
-                    sequence: message.sequence,
-                    reason,
-                };
-                let subject = Subject::parse(&message.subject);
-                let subject =
-                    subject.ok_or_else(|| malformed(format!("unknown subject {}", message.subject)))?;
-                let mut entry = herald_posts::entry(subject, message.sequence, message.payload.clone())
-                    .map_err(malformed)?;
-                if let Archived::Created(post) = &mut entry {
-                    match stored {
-                        Some(stored) if herald_posts::is_same_post(&stored, post) => continue,
-                        Some(_) => {
-                            renamed.push(message);
-                            continue;
-                        }
-                        None => archived += 1,
+                let mut entry = match read_entry(&message) {
+                    Ok(entry) => entry,
+                    Err(reason) => {
+                        tracing::warn!(
+                            sequence = message.sequence,
+                            reason,
+                            "a message of POSTS is left out"
+                        );
+                        recovered.messages_unreadable += 1;
+                        continue;
                     }
-                    // The store may have given the key to another user since.
-                    post.author = NO_KEY;
+                };
+                match &mut entry {
+                    Archived::Deleted { post, .. } => *post = renamed.get(post).copied().unwrap_or(*post),
+                    Archived::Created(post) => {
+                        match stored {
+                            Some(stored) if herald_posts::is_same_post(&stored, post) => continue,
+                            Some(_) => {
+                                let told = post.id;
+                                let Some(now) = self.rename(post, &mut new_id).await? else {
+                                    continue;
+                                };
+                                renamed.insert(told, now);
+                                recovered.posts_renamed.push(RenamedPost { told, now });
+                            }
+                            None => recovered.posts_archived += 1,
+                        }
+                        // The store may have given the key to another user since.
+                        post.author = NO_KEY;
+                    }
                 }
                 entries.push(entry);
             }
             herald_posts::resolve_authors(&*self.stores.users, &mut entries).await?;
             self.stores.posts.archive(&entries).await?;
         }
-        Ok(archived)
+        Ok(())
     }
 
-    /// Publishes a post again, so that it gets an id of its own.
-    async fn accept_again(&self, message: &RawMessage) -> Result<RenamedPost> {
-        let malformed = |reason| Error::Malformed {
-            sequence: message.sequence,
-            reason,
-        };
-        let subject = Subject::parse(&message.subject)
-            .ok_or_else(|| malformed(format!("unknown subject {}", message.subject)))?;
-        let mut post: PostCreated = message.decode()?;
-        post.author_key = NO_KEY.0;
-        let published = self.mesh.publish(subject, None, &post).await?;
-        Ok(RenamedPost {
-            told: PostId(message.sequence),
-            now: PostId(published.sequence),
-        })
+    /// Gives a post another id; `None` if an interrupted recovery has done so.
+    async fn rename(&self, post: &mut Post, new_id: &mut u64) -> Result<Option<PostId>> {
+        let authors = self
+            .stores
+            .users
+            .find(std::slice::from_ref(&post.author_id))
+            .await?;
+        if let Some(Some(author)) = authors.first()
+            && let Some(known) = self
+                .stores
+                .posts
+                .find_by_request(*author, &post.request_id)
+                .await?
+            && let Some(Some(stored)) = self.stores.posts.get(&[known]).await?.first()
+            && herald_posts::is_same_post(stored, post)
+        {
+            return Ok(None);
+        }
+        *new_id += 1;
+        post.id = PostId(*new_id);
+        Ok(Some(post.id))
     }
+}
+
+fn read_entry(message: &RawMessage) -> std::result::Result<Archived, String> {
+    let subject =
+        Subject::parse(&message.subject).ok_or_else(|| format!("unknown subject {}", message.subject))?;
+    herald_posts::entry(subject, message.sequence, message.payload.clone())
 }
 
 /// The first id after a gap that leaves room for ids that nobody remembers.

@@ -1,15 +1,13 @@
 //! Watches the streams while a gateway runs.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::{Checker, Error, Problem, Problems, Result};
-
-/// Delay between two checks.
-const INTERVAL: Duration = Duration::from_secs(1);
-/// Checks at the start before a problem is believed: the leader of a stream can be elected and not know its end yet.
-const START_CHECKS: u32 = 4;
+use crate::{
+    Checker, Error, Problem, Problems, Result,
+    check::{CHECK_DELAY, CHECKS, LOST},
+};
 
 /// Why posts are refused.
 type Reason = Option<String>;
@@ -32,7 +30,7 @@ impl StreamWatch {
             checker,
             reason: Arc::default(),
         };
-        let mut checks_left = START_CHECKS;
+        let mut checks_left = CHECKS;
         loop {
             checks_left -= 1;
             match watch.checker.check().await {
@@ -41,13 +39,18 @@ impl StreamWatch {
                     break;
                 }
                 Ok(problems) if checks_left == 0 => return Ok(Err(Problems(problems))),
-                Ok(_) => tokio::time::sleep(INTERVAL).await,
                 Err(Error::Store(error)) if error.is_away() => {
                     tracing::warn!(%error, "the store is away: the streams are compared with it later");
                     watch.check_for_messages().await?;
                     break;
                 }
-                Err(error) => return Err(error),
+                Err(Error::Mesh(error)) if checks_left == 0 => {
+                    *watch.reason.lock() = Some(format!("the streams can't be read: {error}"));
+                    break;
+                }
+                Err(error @ Error::Store(_)) => return Err(error),
+                // The leader of a stream is elected, or can be elected and not know its end yet.
+                Ok(_) | Err(_) => tokio::time::sleep(CHECK_DELAY).await,
             }
         }
         Ok(Ok(watch))
@@ -68,7 +71,7 @@ impl StreamWatch {
     pub async fn run(self) {
         let mut suspected = Vec::new();
         loop {
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(CHECK_DELAY).await;
             match self.check_again(&mut suspected).await {
                 Ok(()) => {}
                 // The readiness of the process tells about the broker and the store.
@@ -81,13 +84,15 @@ impl StreamWatch {
     /// end yet.
     async fn check_again(&self, suspected: &mut Vec<Problem>) -> Result<()> {
         let found = self.checker.check().await?;
-        if found.iter().any(Problem::can_be_made_again) {
-            self.make_again(&found).await?;
-        }
         let is_suspected = |problem: &&Problem| suspected.iter().any(|one| one.stream() == problem.stream());
         let believed: Vec<Problem> = found.iter().filter(is_suspected).cloned().collect();
-        *suspected = found;
         self.note(&believed);
+        if found.iter().any(Problem::can_be_made_again)
+            && let Err(error) = self.make_again(&found).await
+        {
+            tracing::warn!(%error, "a missing stream can't be made again yet");
+        }
+        *suspected = found;
         Ok(())
     }
 
@@ -99,10 +104,7 @@ impl StreamWatch {
             .filter_map(Problem::stream)
         {
             if self.checker.mesh.restore_stream(&topology, stream).await? {
-                tracing::error!(
-                    stream,
-                    "stream was missing and is made again; the messages that it held are lost: run `herald audit --repair`"
-                );
+                tracing::error!(stream, "{LOST}");
             }
         }
         Ok(())

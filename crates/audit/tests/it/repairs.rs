@@ -40,7 +40,7 @@ async fn a_post_that_only_the_archive_has_is_found_and_expanded() {
     let topology = herald_mesh::Topology::new(&herald_mesh::TopologyConfig::default()).unwrap();
     world
         .mesh
-        .begin_anew(&topology, "POSTS", 2_000_000)
+        .begin_anew(&topology, "POSTS", 2_000_000, 0)
         .await
         .unwrap();
     for scope in [Scope::All, Scope::Post(post.id), Scope::Since(post.accepted_at)] {

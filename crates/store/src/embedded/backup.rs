@@ -59,6 +59,8 @@ impl Embedded {
         })?;
         let mut copied = Backup::default();
         let timelines = self.timelines.freeze();
+        // Before the snapshots: a rebuild that ends meanwhile removes its mark.
+        timelines::copy_mark(self.path(), partial)?;
         let sources = self.fjall();
         let snapshots = {
             // A flush can take long, and other writes wait for nothing meanwhile.
@@ -76,7 +78,6 @@ impl Embedded {
                 copy_rows(&snapshot, &open(source)?, &open(target)?, &mut copied)?;
             }
         }
-        timelines::copy_mark(self.path(), partial)?;
         copy.close()?;
         Ok(copied)
     }

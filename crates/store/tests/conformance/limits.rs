@@ -89,7 +89,7 @@ pub async fn ids_beyond_all_rows_are_absent<E: Engine>(engine: &mut E) {
             .follows
             .followers(AUTHOR, Some(FollowVersion(id)), None, 9)
             .await;
-        assert_eq!(version.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(version.unwrap_err().kind(), ErrorKind::UnknownVersion);
     }
     assert_eq!(
         stores.users.ids(&[LAST_USER, UserKey(0)]).await.unwrap(),

@@ -6,7 +6,7 @@ use clap::ValueHint;
 use herald_cli::{
     context::Context,
     failure::Failure,
-    output::{Show, count, counted},
+    output::{Show, counted},
 };
 use herald_recovery::{Problem, Recovered};
 use herald_runtime::{config::Flags, telemetry::error_chain};
@@ -29,7 +29,7 @@ posts that only POSTS has are written to the store. What the removed messages wo
 start Herald and run `herald audit --repair`, which delivers it, and then `herald audit`, which proves it. Nothing that \
 was delivered is delivered again, except pushes whose outcome is lost with the store.
 
-Posts that neither POSTS nor the store has are lost; their number is printed as an upper bound. With --dry-run nothing is \
+Posts that neither POSTS nor the store has are lost; the number of those that were seen before is printed. With --dry-run nothing is \
 changed.";
 
 const EXAMPLES: &str = "\
@@ -76,7 +76,8 @@ pub(super) struct RecoverResult {
     streams: Vec<StreamResult>,
     posts_archived: u64,
     posts_renamed: Vec<RenamedResult>,
-    posts_lost_max: u64,
+    messages_unreadable: u64,
+    posts_lost: u64,
 }
 
 /// A damaged journal of the embedded store.
@@ -122,7 +123,8 @@ impl RecoverResult {
             streams: Vec::new(),
             posts_archived: 0,
             posts_renamed: Vec::new(),
-            posts_lost_max: 0,
+            messages_unreadable: 0,
+            posts_lost: 0,
         }
     }
 
@@ -141,7 +143,8 @@ impl RecoverResult {
             streams: streams.collect(),
             posts_archived: recovered.posts_archived,
             posts_renamed: renamed.collect(),
-            posts_lost_max: recovered.posts_lost_max,
+            messages_unreadable: recovered.messages_unreadable,
+            posts_lost: recovered.posts_lost,
             ..Self::found(&recovered.problems)
         }
     }
@@ -194,11 +197,17 @@ impl Show for RecoverResult {
                 renamed.told_id, renamed.id, renamed.told_id
             ));
         }
-        if self.posts_lost_max > 0 {
+        if self.messages_unreadable > 0 {
             lines.push(format!(
-                "lost: up to {} accepted {}, which neither POSTS nor the store has",
-                count(self.posts_lost_max),
-                if self.posts_lost_max == 1 { "post" } else { "posts" }
+                "{} of POSTS left out, because they are neither a post nor a deletion",
+                counted(self.messages_unreadable, "message was", "messages were")
+            ));
+        }
+        if self.posts_lost > 0 {
+            lines.push(format!(
+                "lost: {} that POSTS had, and that neither POSTS nor the store has now; posts of the last moments before the \
+                 loss can be lost too",
+                counted(self.posts_lost, "post", "posts")
             ));
         }
         lines.push(

@@ -21,7 +21,8 @@ const LONG: &str = "\
 Makes a working installation of a backup of `herald backup`: a new data directory for `herald up`, or the streams of \
 `herald serve` on a NATS server without them, after PostgreSQL was restored.
 
-Then it does what `herald recover` does, because the streams are a little older than the store. Start Herald, run `herald \
+Then it does what `herald recover` does, for all streams, because they are a little older than the store. Empty Valkey \
+(`FLUSHALL`) if it has timelines of another time. Start Herald, run `herald \
 audit --repair` to deliver what was on its way when the backup was made, and `herald audit` to see that nothing is missing. \
 What was accepted after the backup is lost.";
 
@@ -31,8 +32,7 @@ Examples:
   On many machines:
     pg_restore --create --dbname postgres /backups/herald-monday/store.dump
     herald restore /backups/herald-monday --nats-url nats://localhost:4222 \\
-        --store postgres://localhost/herald
-    redis-cli flushall, if Valkey has timelines of another time";
+        --store postgres://localhost/herald";
 
 /// Make a working installation of a backup
 #[derive(Debug, clap::Args)]

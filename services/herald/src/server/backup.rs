@@ -132,7 +132,7 @@ pub(super) async fn write(
         for kept in KEPT {
             let (from, to) = (data_dir.join(kept), dir.join(FILES).join(kept));
             if from.exists() {
-                copy(&from, &to)?;
+                tokio::task::spawn_blocking(move || copy(&from, &to)).await??;
             }
         }
     }
@@ -240,7 +240,12 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     }
     match fs::copy(from, to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        copied => copied.map(|_| ()).with_context(failed),
+        copied => {
+            copied.with_context(failed)?;
+            File::open(to)
+                .and_then(|copy| copy.sync_all())
+                .with_context(failed)
+        }
     }
 }
 

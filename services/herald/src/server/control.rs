@@ -1,7 +1,6 @@
 //! The control socket of `herald up`.
 
 use std::{
-    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,7 +11,10 @@ use herald_proto::mesh_v1::{
     control_service_server::{ControlService, ControlServiceServer},
 };
 use herald_runtime::telemetry::error_chain;
-use tokio::{net::UnixListener, sync::mpsc};
+use tokio::{
+    net::UnixListener,
+    sync::{Semaphore, mpsc},
+};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
@@ -31,27 +33,31 @@ pub(super) struct Control {
     pub(super) topology: Arc<Topology>,
     pub(super) engine: Engine,
     pub(super) data_dir: PathBuf,
+    /// One backup at a time.
+    pub(super) turn: Arc<Semaphore>,
 }
 
-/// Binds the socket of a data directory whose lock this process has. `None` if its path is too long for a socket: the
-/// commands that need it say so.
-pub(super) fn bind(data_dir: &Path) -> io::Result<Option<UnixListener>> {
+/// Binds the socket of a data directory whose lock this process has. `None`, with a warning, if it can't.
+pub(super) fn bind(data_dir: &Path) -> Option<UnixListener> {
     let path = backup::socket(data_dir);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    // That of a process that was killed.
+    let _ = std::fs::remove_file(&path);
     match UnixListener::bind(&path) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            tracing::warn!(path = %path.display(), %error, "no control socket: `herald backup` can't reach this process");
-            Ok(None)
+        Ok(listener) => Some(listener),
+        // A path that is too long, or a file system without sockets.
+        Err(error) => {
+            tracing::warn!(
+                path = %path.display(),
+                %error,
+                "no control socket: `herald backup` can copy the data directory only while this process is stopped"
+            );
+            None
         }
-        bound => bound.map(Some),
     }
 }
 
 impl Control {
-    /// Serves until the shutdown. A backup that is in progress then is given up.
+    /// Serves until the shutdown, which waits while the store is copied.
     pub(super) async fn serve(
         self,
         listener: UnixListener,
@@ -74,11 +80,15 @@ impl ControlService for Control {
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let dir = PathBuf::from(request.into_inner().directory);
+        let turn = self.turn.clone().try_acquire_owned();
+        let turn =
+            turn.map_err(|_| Status::failed_precondition("another backup is being made: wait for its end"))?;
         backup::prepare(&dir).map_err(|error| Status::invalid_argument(error_chain(error.as_ref())))?;
         let (reports, answers) = mpsc::channel(REPORTS_MAX);
         let (mesh, topology, engine) = (self.mesh.clone(), self.topology.clone(), self.engine.clone());
         let data_dir = self.data_dir.clone();
         tokio::spawn(async move {
+            let _turn = turn;
             let progress = {
                 let reports = reports.clone();
                 // A report that finds no room is followed by another one.

@@ -72,10 +72,11 @@ impl Recovering {
         backup::write(mesh, topology, &self.engine, data_dir, dir, progress).await
     }
 
-    /// Creates the streams of a backup, and recovers what doesn't fit together: the streams are older than the store.
+    /// Creates the streams of a backup, archives the posts that only POSTS has, and lets all streams begin anew: they are
+    /// older than the store.
     pub(crate) async fn restore(&self, dir: &Path, manifest: &Manifest) -> Result<Recovered> {
         backup::restore_streams(&self.recovery.mesh, dir, manifest).await?;
-        Ok(self.recovery.run().await?)
+        Ok(self.recovery.run_after_restore().await?)
     }
 
     /// Closes the store and stops the nats-server that was started.

@@ -15,7 +15,7 @@ use herald_runtime::{
     http::{self, Readiness},
     metrics::Shared,
 };
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -114,6 +114,7 @@ impl Server {
             // The scaler alone reads what others make.
             TopologyMode::Apply if !roles.use_store() => {}
             TopologyMode::Apply => {
+                report_missing(&engine, &mesh, &topology).await;
                 let last_dead_letter = last_dead_letter(&engine).await?;
                 let topology = (*topology).clone().beginning(Timestamp::now(), last_dead_letter);
                 mesh.ensure(&topology)
@@ -133,7 +134,7 @@ impl Server {
             checks.watch_store(stores.health.clone());
         }
         let control = if matches!(engine, Engine::Embedded(_)) {
-            control::bind(&config.data_dir).context("can't make the control socket in the data directory")?
+            control::bind(&config.data_dir)
         } else {
             None
         };
@@ -164,6 +165,7 @@ impl Server {
                 topology: parts.topology.clone(),
                 engine: engine.clone(),
                 data_dir: parts.config.data_dir.clone(),
+                turn: Arc::new(Semaphore::new(1)),
             };
             workers.spawn("control", control.serve(listener, workers.shutdown()));
         }
@@ -267,6 +269,21 @@ struct Ports {
     grpc: TcpListener,
     /// That of the internal services of a process with the gateway.
     internal_grpc: Option<TcpListener>,
+}
+
+/// Logs which streams are missing that were seen before: they are made now, and what they held is lost.
+async fn report_missing(engine: &Engine, mesh: &Mesh, topology: &Arc<Topology>) {
+    let Some(stores) = engine.stores() else { return };
+    let checker = herald_recovery::Checker {
+        mesh: mesh.clone(),
+        topology: topology.clone(),
+        posts: stores.posts,
+        dead_letters: stores.dead_letters,
+        stream_marks: stores.stream_marks,
+    };
+    if let Err(error) = checker.report_missing().await {
+        tracing::debug!(%error, "can't tell which streams are missing");
+    }
 }
 
 /// The greatest known id of a dead letter, after which DLQ begins if it doesn't exist. 0 while the store is away: a gateway
