@@ -152,6 +152,9 @@ async fn a_restored_database_goes_on_with_newer_streams_and_with_those_of_its_ba
     let restored = done(&["restore", dir.to_str().unwrap()], &variables).await;
     assert_eq!(restored["stream_count"], 9, "{restored}");
     let process = Process::start(HERALD, ALL, &[], &variables).await;
+    // Timelines are made again from the database.
+    audit(&process, &["--repair"]).await;
+    settle(&process).await;
     assert_eq!(audit(&process, &[]).await, (0, 0));
     assert_timelines(&process, &[2, 1]).await;
     let new = post(&process, "new").await;

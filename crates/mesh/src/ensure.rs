@@ -80,9 +80,10 @@ impl Mesh {
         Ok(true)
     }
 
-    /// Removes the messages of a stream, lets its next message have at least `sequence`, and creates its consumers anew.
-    /// Messages up to `keep` stay, if the gap up to `sequence` is small; their consumers read them again. Returns the
-    /// number of removed messages.
+    /// Makes a stream again with the same configuration, without its messages and consumers, so that its next message has
+    /// `sequence`. It forgets the message ids of its dedupe window, too: a purge would not, and messages that are
+    /// published again would be dropped. Messages up to `keep` stay, if the gap up to `sequence` is small; their consumers
+    /// read them again. Returns the number of removed messages.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the server doesn't do it.
@@ -93,29 +94,31 @@ impl Mesh {
         sequence: u64,
         keep: u64,
     ) -> Result<u64> {
-        let handle = self.stream(stream).await?;
+        let jetstream = &self.consuming().jetstream;
         let what = || format!("let stream {stream} begin at {sequence}");
-        let range = self.sequences(stream).await?;
-        let gap = range.map_or(0, |range| sequence.saturating_sub(range.last));
-        let removed = if keep > 0 && gap <= FILLERS_MAX {
-            self.advance(topology, stream, sequence, keep).await?
-        } else {
-            let purged = handle.purge().sequence(sequence).await;
-            purged.map_err(|error| Error::unavailable(what(), error))?.purged
-        };
-        for consumer in topology.consumers_of(stream) {
-            match handle.delete_consumer(&consumer.name).await {
-                Ok(_) => {}
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND
-                    ) => {}
-                Err(error) => return Err(Error::unavailable(what(), error)),
+        let found = jetstream.get_stream(stream).await;
+        let found = found.map_err(|error| Error::unavailable(what(), error))?;
+        let info = found.cached_info().clone();
+        if keep > 0 && sequence.saturating_sub(info.state.last_sequence) <= FILLERS_MAX {
+            let removed = self.advance(topology, stream, sequence, keep).await?;
+            for consumer in topology.consumers_of(stream) {
+                let deleted = found.delete_consumer(&consumer.name).await;
+                deleted.map_err(|error| Error::unavailable(what(), error))?;
+                self.ensure_consumer(consumer).await?;
             }
+            return Ok(removed);
+        }
+        let deleted = jetstream.delete_stream(stream).await;
+        deleted.map_err(|error| Error::unavailable(what(), error))?;
+        let made = jetstream.create_stream(stream::Config {
+            first_sequence: (sequence > 1).then_some(sequence),
+            ..info.config
+        });
+        made.await.map_err(|error| Error::unavailable(what(), error))?;
+        for consumer in topology.consumers_of(stream) {
             self.ensure_consumer(consumer).await?;
         }
-        Ok(removed)
+        Ok(info.state.messages)
     }
 
     /// Removes the messages after `keep`, and uses up all sequences below `sequence`. A purge could only do so without
