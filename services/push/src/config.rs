@@ -24,13 +24,14 @@ pub struct Config {
     /// `sends_max`. Default: 128.
     pub sends_per_host_max: usize,
     /// Requests in flight to one host that is slow or has not responded yet; 1 to 16,384. The lanes share them in the
-    /// same way, and all slow hosts together get at most half of `sends_max`. Default: 16.
+    /// same way, and all such hosts together get at most half of `sends_max`. Default: 16.
     pub sends_per_slow_host_max: usize,
     /// Time without a response after which a request counts as slow: 16 slow ones make a host slow; milliseconds, 100 to
     /// 60,000. Default: 2,000.
     pub slow_response_ms_min: u64,
-    /// Longest time that a push waits for a request to its host to end, once the host has its share of the requests in
-    /// flight. Then it leaves its chunk and is tried again later; milliseconds, 0 to 10,000. Default: 2,000.
+    /// Longest time that a push waits for a request to its host to end, once the host, which isn't fast, has its share of
+    /// the requests in flight. Then it leaves its chunk and is tried again later; milliseconds, 0 to 10,000. Default:
+    /// 2,000.
     pub host_wait_ms_max: u64,
     /// Sends of one chunk in flight or queued; 1 to 16,384. Default: 1,024.
     pub sends_per_chunk_max: usize,

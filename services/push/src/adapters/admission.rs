@@ -1,8 +1,8 @@
 //! Admission control: limits the requests in flight in total and per host, each shared by the lanes, and blocks hosts
 //! whose circuit breaker is open.
 //!
-//! *Invariant:* a push waits for its host only for a bounded time, and holds nothing meanwhile that a push to another
-//! host needs. Slow hosts have a small share of the requests in flight, each alone and all together.
+//! *Invariant:* a push waits for a host that isn't fast only for a bounded time, and holds nothing meanwhile that a push
+//! to another host needs. Such hosts have a small share of the requests in flight, each alone and all together.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use herald_model::Lane;
 use parking_lot::Mutex;
 use tokio::{
     sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
+    time::sleep,
 };
 
 use crate::{
@@ -37,7 +37,7 @@ const BUSY_FOR_SLOW: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Admission {
     sends: Limit,
-    /// Of all slow hosts together.
+    /// Of all hosts together that aren't fast.
     slow_sends: Limit,
     host_max: usize,
     slow_host_max: usize,
@@ -103,8 +103,8 @@ struct Host {
     busy_until: Mutex<[Option<Instant>; Lane::ALL.len()]>,
 }
 
-/// The permits of a host, and of the slow hosts if it is one.
-type HostPermits = (Permits, Option<Permits>, Option<Permits>);
+/// The permits of a host, and the smaller ones unless it is fast: its own, and that of all such hosts.
+type HostPermits = (Permits, Option<(Permits, Permits)>);
 
 /// Permission to send one request. Dropped without a report, it leaves the circuit breaker as if no request was sent.
 #[derive(Debug)]
@@ -129,7 +129,8 @@ impl Admission {
         }
     }
 
-    /// Waits for a permit: for one of the host up to `host_wait`, or for as long as it takes without it.
+    /// Waits for a permit: for one of the host up to `host_wait`, or for as long as it takes without it, and while the
+    /// host is fast: its requests end soon, and a push that left would be out of sight of those who watch the queue.
     ///
     /// The permits of the host are acquired first, so that a request waiting for a slow host holds no permit that
     /// requests to other hosts need.
@@ -173,35 +174,41 @@ impl Admission {
         match (acquiring.as_mut().now_or_never(), host_wait) {
             (Some(permits), _) => Ok(permits),
             (None, None) => Ok(acquiring.await),
-            (None, Some(_)) if host.is_busy(lane) => Err(NotAdmitted::Busy),
-            (None, Some(wait)) => timeout(wait, acquiring).await.map_err(|_| {
-                host.mark_busy(lane);
-                NotAdmitted::Busy
-            }),
+            (None, Some(_)) if !host.is_fast() && host.is_busy(lane) => Err(NotAdmitted::Busy),
+            (None, Some(wait)) => {
+                let mut pace = host.pace.subscribe();
+                let waited = async {
+                    // The host owns the sender, so the wait can't fail.
+                    _ = pace.wait_for(|pace| *pace != Pace::Fast).await;
+                    sleep(wait).await;
+                };
+                tokio::select! {
+                    biased;
+                    permits = acquiring => Ok(permits),
+                    () = waited => {
+                        host.mark_busy(lane);
+                        Err(NotAdmitted::Busy)
+                    }
+                }
+            }
         }
     }
 
-    /// A host that becomes fast meanwhile needs no permit of the smaller limit.
+    /// A host that becomes fast meanwhile needs no permit of the smaller limits.
     async fn acquire_host(&self, host: &Host, lane: Lane) -> Result<HostPermits, AcquireError> {
         let permits = host.sends.acquire(lane).await?;
         let mut pace = host.pace.subscribe();
         let slow = async {
             let host_permits = host.slow_sends.acquire(lane).await?;
-            let is_slow = *host.pace.borrow() == Pace::Slow;
-            let all_permits = if is_slow {
-                Some(self.slow_sends.acquire(lane).await?)
-            } else {
-                None
-            };
-            Ok((Some(host_permits), all_permits))
+            Ok((host_permits, self.slow_sends.acquire(lane).await?))
         };
-        let (host_permits, all_permits) = tokio::select! {
+        let slow_permits = tokio::select! {
             biased;
             // The host owns the sender, so the wait can't fail.
-            _ = pace.wait_for(|pace| *pace == Pace::Fast) => (None, None),
-            acquired = slow => acquired?,
+            _ = pace.wait_for(|pace| *pace == Pace::Fast) => None,
+            acquired = slow => Some(acquired?),
         };
-        Ok((permits, host_permits, all_permits))
+        Ok((permits, slow_permits))
     }
 
     fn host(&self, origin: &str) -> Arc<Host> {
@@ -211,9 +218,18 @@ impl Admission {
         }
         if hosts.by_origin.len() >= hosts.evict_at {
             let now = Instant::now();
+            let is_needed =
+                |host: &Arc<Host>| Arc::strong_count(host) > 1 || host.breaker.lock().open_for(now).is_some();
             hosts
                 .by_origin
-                .retain(|_, host| Arc::strong_count(host) > 1 || host.breaker.lock().open_for(now).is_some());
+                .retain(|_, host| host.is_slow() || is_needed(host));
+            // That a host is slow is forgotten only when nothing else can be.
+            let mut excess = (hosts.by_origin.len() + 1).saturating_sub(HOSTS_MAX);
+            hosts.by_origin.retain(|_, host| {
+                let is_kept = excess == 0 || is_needed(host);
+                excess -= usize::from(!is_kept);
+                is_kept
+            });
             // Double the threshold, so that an eviction that frees little does not run at every new host.
             hosts.evict_at = HOSTS_MAX.max(2 * hosts.by_origin.len());
         }
@@ -236,9 +252,16 @@ impl Host {
         self.busy_until.lock()[lane as usize].is_some_and(|until| Instant::now() < until)
     }
 
+    fn is_fast(&self) -> bool {
+        *self.pace.borrow() == Pace::Fast
+    }
+
+    fn is_slow(&self) -> bool {
+        *self.pace.borrow() == Pace::Slow
+    }
+
     fn mark_busy(&self, lane: Lane) {
-        let is_slow = *self.pace.borrow() == Pace::Slow;
-        let time = if is_slow { BUSY_FOR_SLOW } else { BUSY_FOR };
+        let time = if self.is_slow() { BUSY_FOR_SLOW } else { BUSY_FOR };
         self.busy_until.lock()[lane as usize] = Some(Instant::now() + time);
     }
 
@@ -280,208 +303,4 @@ impl Drop for Permit {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::Reason;
-
-    fn admission(sends_max: usize, sends_per_host_max: usize) -> Admission {
-        Admission::new(&Config {
-            sends_max,
-            sends_per_host_max,
-            ..Config::default()
-        })
-    }
-
-    #[test]
-    fn a_host_at_its_limit_does_not_block_other_hosts() {
-        let admission = admission(8, 2);
-        let acquire = |host| admission.acquire(Lane::High, host, None).now_or_never();
-        let first = acquire("https://a").unwrap().unwrap();
-        let _second = acquire("https://a").unwrap().unwrap();
-        assert!(acquire("https://a").is_none());
-        let _other = acquire("https://b").unwrap().unwrap();
-        drop(first);
-        assert!(acquire("https://a").is_some());
-    }
-
-    /// Nearly all Web Push goes to two or three hosts, so the lanes must hold within one.
-    #[test]
-    fn the_lower_lanes_leave_capacity_of_a_host_for_the_high_lane() {
-        let admission = admission(1_000, 8);
-        let acquire = |lane| admission.acquire(lane, "https://a", None).now_or_never();
-        let take = |lane| std::iter::from_fn(|| acquire(lane)).collect::<Vec<_>>();
-        let low = take(Lane::Low);
-        let normal = take(Lane::Normal);
-        assert_eq!((low.len(), normal.len()), (2, 6));
-        drop(normal);
-        let mut waiting = std::pin::pin!(admission.acquire(Lane::Low, "https://a", None));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        assert_eq!(
-            take(Lane::High).len(),
-            6,
-            "a waiting push of the low lane takes no permit"
-        );
-        // A push that waits for a permit of a full host holds none of the other hosts'.
-        let mut full = std::pin::pin!(admission.acquire(Lane::Low, "https://a", None));
-        assert!(full.as_mut().now_or_never().is_none());
-        let other = admission.acquire(Lane::Low, "https://b", None).now_or_never();
-        assert!(other.unwrap().is_ok());
-    }
-
-    #[test]
-    fn the_low_lane_leaves_capacity_for_the_high_lane() {
-        let admission = admission(8, 8);
-        let low: Vec<_> = (0..2)
-            .map(|_| {
-                admission
-                    .acquire(Lane::Low, "https://a", None)
-                    .now_or_never()
-                    .unwrap()
-            })
-            .collect();
-        assert!(
-            admission
-                .acquire(Lane::Low, "https://a", None)
-                .now_or_never()
-                .is_none()
-        );
-        assert!(
-            admission
-                .acquire(Lane::High, "https://a", None)
-                .now_or_never()
-                .unwrap()
-                .is_ok()
-        );
-        drop(low);
-    }
-
-    #[test]
-    fn a_failing_host_is_blocked() {
-        let admission = admission(8, 8);
-        let timeout = Verdict::Retry {
-            reason: Reason::Timeout,
-            after: None,
-        };
-        for _ in 0..16 {
-            admission
-                .acquire(Lane::High, "https://a", None)
-                .now_or_never()
-                .unwrap()
-                .unwrap()
-                .report(&timeout, false);
-        }
-        assert!(
-            admission
-                .acquire(Lane::High, "https://a", None)
-                .now_or_never()
-                .unwrap()
-                .is_err()
-        );
-        assert!(
-            admission
-                .acquire(Lane::High, "https://b", None)
-                .now_or_never()
-                .unwrap()
-                .is_ok()
-        );
-    }
-
-    async fn until_busy(admission: &Admission, host: &str) -> Vec<Permit> {
-        let mut permits = Vec::new();
-        loop {
-            // Without it, tokio makes a task that is never pending wait.
-            tokio::task::yield_now().await;
-            match admission.acquire(Lane::High, host, Some(Duration::ZERO)).await {
-                Ok(permit) => permits.push(permit),
-                Err(NotAdmitted::Busy) => return permits,
-                Err(error) => panic!("{error:?}"),
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_host_has_a_small_share_until_it_is_fast() {
-        let admission = admission(64, 32);
-        let mut unknown = until_busy(&admission, "https://a").await;
-        assert_eq!(unknown.len(), 16, "nothing is known about the host");
-        unknown.pop().unwrap().report(&Verdict::Accepted, true);
-        let mut fast = until_busy(&admission, "https://a").await;
-        fast.extend(unknown);
-        assert_eq!(fast.len(), 32);
-        for permit in fast.iter_mut().take(16) {
-            permit.report_slow();
-        }
-        drop(fast);
-        let slow = until_busy(&admission, "https://a").await;
-        assert_eq!(slow.len(), 16);
-        for permit in slow {
-            permit.report(&Verdict::Accepted, true);
-        }
-        assert_eq!(until_busy(&admission, "https://a").await.len(), 32);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn slow_hosts_together_leave_half_to_the_others() {
-        let admission = admission(64, 32);
-        let mut held = Vec::new();
-        for n in 0..8 {
-            let host = format!("https://slow-{n}");
-            let first = admission.acquire(Lane::High, &host, None).await;
-            first.unwrap().report_slow();
-            held.extend(until_busy(&admission, &host).await);
-        }
-        assert_eq!(held.len(), 32);
-        let permit = admission.acquire(Lane::High, "https://new", None).now_or_never();
-        assert!(permit.unwrap().is_ok());
-    }
-
-    /// The first push that waits in vain spares the others the wait.
-    #[tokio::test(start_paused = true)]
-    async fn a_push_leaves_a_busy_host_after_its_wait() {
-        let admission = admission(64, 1);
-        let wait = Some(Duration::from_secs(2));
-        let acquire = |wait| admission.acquire(Lane::High, "https://a", wait);
-        let held = acquire(wait).await.unwrap();
-        let before = tokio::time::Instant::now();
-        assert_eq!(acquire(wait).await.unwrap_err(), NotAdmitted::Busy);
-        assert_eq!(before.elapsed(), Duration::from_secs(2));
-        assert_eq!(
-            acquire(wait).now_or_never().unwrap().unwrap_err(),
-            NotAdmitted::Busy
-        );
-        let mut patient = pin!(acquire(None));
-        assert!(
-            patient.as_mut().now_or_never().is_none(),
-            "it waits for as long as it takes"
-        );
-        drop(held);
-        assert!(patient.now_or_never().unwrap().is_ok());
-        assert!(
-            acquire(wait).now_or_never().unwrap().is_ok(),
-            "a free permit needs no wait"
-        );
-    }
-
-    #[test]
-    fn idle_hosts_are_evicted() {
-        let admission = admission(8, 8);
-        let used = admission
-            .acquire(Lane::High, "https://used", None)
-            .now_or_never()
-            .unwrap()
-            .unwrap();
-        for host in 0..3 * HOSTS_MAX {
-            drop(
-                admission
-                    .acquire(Lane::High, &format!("https://{host}"), None)
-                    .now_or_never()
-                    .unwrap()
-                    .unwrap(),
-            );
-        }
-        let hosts = admission.hosts.lock();
-        assert!(hosts.by_origin.len() <= HOSTS_MAX);
-        assert!(hosts.by_origin.contains_key("https://used"));
-        drop(used);
-    }
-}
+mod tests;

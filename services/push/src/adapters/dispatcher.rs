@@ -24,7 +24,7 @@ use crate::{
 pub(crate) struct Turn {
     /// Its claim.
     pub(crate) claim: Arc<Claim>,
-    /// Longest wait for a busy host; `None` if the chunk has nowhere else to wait.
+    /// Longest wait for a busy host that isn't fast; `None` if the chunk has nowhere else to wait.
     pub(crate) host_wait: Option<Duration>,
     /// Share of the chunk, 0 to 1, in [`busy_delay`].
     pub(crate) busy_share: f64,
@@ -124,10 +124,11 @@ impl Dispatcher {
                 };
             }
             Err(NotAdmitted::Busy) => {
-                let age = Timestamp::now().since(push.accepted_at);
+                let now = Timestamp::now();
+                let (age, left) = (now.since(push.accepted_at), push.expires_at.since(now));
                 return Verdict::Retry {
                     reason: Reason::Busy,
-                    after: Some(busy_delay(age, turn.busy_share)),
+                    after: Some(busy_delay(age, left, turn.busy_share)),
                 };
             }
         };

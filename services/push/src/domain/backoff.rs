@@ -53,11 +53,16 @@ const BUSY_DELAY_MIN: Duration = Duration::from_secs(1);
 /// Longest wait for a host that is busy.
 const BUSY_DELAY_MAX: Duration = Duration::from_mins(1);
 
-/// How long a push that is `age` old waits for a host that is busy. `share`, from 0 to 1, is that of the chunk.
+/// Time before the end of a push in which it is tried once more.
+const LAST_TRY: Duration = Duration::from_secs(5);
+
+/// How long a push that is `age` old, and expires after `left`, waits for a host that is busy. `share`, from 0 to 1, is
+/// that of the chunk.
 ///
 /// The waits end at fixed ages, each about twice the one before, and at most [`BUSY_DELAY_MAX`] apart. So all devices of
-/// a chunk that wait for busy hosts are due together, and a chunk comes back a few times, not every second.
-pub(crate) fn busy_delay(age: Duration, share: f64) -> Duration {
+/// a chunk that wait for busy hosts are due together, and a chunk comes back a few times, not every second. The last
+/// wait ends [`LAST_TRY`] before the push expires.
+pub(crate) fn busy_delay(age: Duration, left: Duration, share: f64) -> Duration {
     let mut end = BUSY_DELAY_MIN.mul_f64(1.0 + share.clamp(0.0, 1.0));
     let earliest = age.saturating_add(BUSY_DELAY_MIN);
     while end < earliest && end < BUSY_DELAY_MAX {
@@ -67,7 +72,11 @@ pub(crate) fn busy_delay(age: Duration, share: f64) -> Duration {
         let behind = earliest.saturating_sub(end).as_secs_f64() / BUSY_DELAY_MAX.as_secs_f64();
         end += BUSY_DELAY_MAX.mul_f64(behind.ceil());
     }
-    end.saturating_sub(age)
+    let delay = end.saturating_sub(age);
+    match left.checked_sub(LAST_TRY) {
+        Some(until_last) if until_last >= BUSY_DELAY_MIN => delay.min(until_last),
+        _ => delay,
+    }
 }
 
 #[cfg(test)]
@@ -105,14 +114,26 @@ mod tests {
         let mut age = Duration::ZERO;
         let mut wakes = 0;
         while age < Duration::from_hours(1) {
-            age += busy_delay(age, 0.3);
+            age += busy_delay(age, Duration::MAX, 0.3);
             wakes += 1;
         }
         assert!(wakes <= 66, "{wakes} wakes in an hour");
         // Devices that a chunk tries within seconds of each other are due together.
-        let due = |age: u64| secs(age) + busy_delay(secs(age), 0.3);
+        let due = |age: u64| secs(age) + busy_delay(secs(age), Duration::MAX, 0.3);
         assert_eq!(due(12), due(18));
         assert_eq!(due(1_000), due(1_020));
+    }
+
+    #[test]
+    fn a_push_that_waits_for_a_busy_host_is_tried_before_it_expires() {
+        let end = secs(100);
+        let mut age = Duration::ZERO;
+        let mut last = age;
+        while age < end {
+            last = age;
+            age += busy_delay(age, end.saturating_sub(age), 0.3);
+        }
+        assert_eq!(last, end.saturating_sub(LAST_TRY));
     }
 
     proptest! {
@@ -130,7 +151,7 @@ mod tests {
 
         #[test]
         fn a_wait_for_a_busy_host_is_bounded(age_ms in 0..40_000_000_000_u64, share in 0.0..=1.0) {
-            let delay = busy_delay(Duration::from_millis(age_ms), share);
+            let delay = busy_delay(Duration::from_millis(age_ms), Duration::MAX, share);
             // The float arithmetic of old pushes is exact to less than a millisecond.
             prop_assert!(delay + Duration::from_millis(1) >= BUSY_DELAY_MIN);
             prop_assert!(delay <= 2 * BUSY_DELAY_MAX, "{delay:?}");

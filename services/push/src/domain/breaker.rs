@@ -42,12 +42,15 @@ impl Breaker {
     }
 
     /// Updates the breaker with the verdict of a request. A response that was slow ends an opening, but not a series of
-    /// failures: a host that times out and sometimes responds late keeps failing.
+    /// failures, of which it takes one: a host that times out and sometimes responds late keeps failing, and one that
+    /// responds late and sometimes times out doesn't.
     pub(crate) fn report(&mut self, now: Instant, verdict: &Verdict, slow: bool) {
         self.probing = false;
         if !is_host_failure(verdict) {
             if !slow || self.open_until.is_some_and(|until| until <= now) {
                 *self = Self::default();
+            } else if self.open_until.is_none() {
+                self.failures = self.failures.saturating_sub(1);
             }
             return;
         }
@@ -146,7 +149,7 @@ mod tests {
         for _ in 0..FAILURES_MAX {
             breaker.report(now, &Verdict::Accepted, true);
             assert_eq!(breaker.admit(now), Ok(()));
-            fail(&mut breaker, now, 1);
+            fail(&mut breaker, now, 2);
         }
         assert_eq!(breaker.admit(now), Err(OPEN_MIN));
         let later = now + OPEN_MIN;
@@ -154,6 +157,17 @@ mod tests {
         breaker.report(later, &Verdict::Accepted, true);
         assert_eq!(breaker.admit(later), Ok(()));
         assert_eq!(breaker.admit(later), Ok(()), "the host responds, if slowly");
+    }
+
+    #[test]
+    fn rare_timeouts_do_not_block_a_host_that_always_responds_late() {
+        let now = Instant::now();
+        let mut breaker = Breaker::default();
+        for _ in 0..2 * FAILURES_MAX {
+            fail(&mut breaker, now, 1);
+            breaker.report(now, &Verdict::Accepted, true);
+        }
+        assert_eq!(breaker.admit(now), Ok(()));
     }
 
     #[test]
