@@ -1,6 +1,6 @@
 //! The pace of imports: bulk work yields to live calls.
 //!
-//! *Invariant:* while live calls come in, at most one part of an import is applied at a time, and half of the time none.
+//! *Invariant:* while live calls come in, at most one part of an import is begun at a time, and half of the time none.
 //! Without live calls, imports run as fast as the store takes them.
 
 use std::{

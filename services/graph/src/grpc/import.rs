@@ -1,6 +1,8 @@
 //! ImportFollows.
 
-use futures::StreamExt as _;
+use std::collections::VecDeque;
+
+use futures::{FutureExt as _, StreamExt as _};
 use herald_proto::v1;
 use herald_rpc::status;
 use herald_store::{FollowAction, FollowChange, FollowEffect};
@@ -17,63 +19,56 @@ const COMMIT_FOLLOWS_MAX: usize = 1_000;
 /// Maximum number of failures that a response lists; further failures are only counted.
 const FAILURES_MAX: usize = 1_000;
 
-/// Maximum number of messages that are applied together.
-const MESSAGES_JOINED_MAX: usize = 1_000;
-
 /// Applies the batches in the order sent. Those that have arrived by now are applied together: a caller who sends each
 /// follow in a message of its own would else wait for a write of the store a follow.
+///
+/// Messages are taken between the parts that are applied, not after many of them: beside live calls and other imports a
+/// part may take long, and whoever forwards the stream waits only so long until a message is taken.
 pub(crate) async fn import(
     graph: &Graph,
-    batches: Streaming<v1::ImportFollowsRequest>,
+    mut batches: Streaming<v1::ImportFollowsRequest>,
 ) -> Result<v1::ImportFollowsResponse, Status> {
     let mut response = v1::ImportFollowsResponse::default();
-    let mut arrived = batches.ready_chunks(MESSAGES_JOINED_MAX);
-    let mut joined = Vec::new();
-    let mut index = 0_u64;
-    while let Some(messages) = arrived.next().await {
-        for message in messages {
-            let refused = match message {
-                Ok(batch) if batch.follows.len() <= BATCH_FOLLOWS_MAX => {
-                    if joined.len() + batch.follows.len() > BATCH_FOLLOWS_MAX {
-                        apply_joined(graph, &mut joined, &mut index, &mut response).await?;
-                    }
-                    joined.extend(batch.follows);
-                    continue;
+    let mut joined = VecDeque::new();
+    let mut index = 0;
+    // How the stream ended.
+    let mut ended = None;
+    loop {
+        while ended.is_none() && joined.len() < BATCH_FOLLOWS_MAX {
+            let message = if joined.is_empty() {
+                Some(batches.next().await)
+            } else {
+                batches.next().now_or_never()
+            };
+            match message {
+                None => break,
+                Some(None) => ended = Some(Ok(())),
+                Some(Some(Err(status))) => ended = Some(Err(status)),
+                Some(Some(Ok(batch))) if batch.follows.len() <= BATCH_FOLLOWS_MAX => {
+                    joined.extend(batch.follows)
                 }
-                Ok(batch) => {
+                Some(Some(Ok(batch))) => {
                     let description = format!(
                         "must contain at most {BATCH_FOLLOWS_MAX} follows, contains {}",
                         batch.follows.len()
                     );
-                    status::invalid(&[("follows", &description)])
+                    ended = Some(Err(status::invalid(&[("follows", &description)])));
                 }
-                Err(status) => status,
-            };
-            // Batches before it remain applied.
-            apply_joined(graph, &mut joined, &mut index, &mut response).await?;
-            return Err(refused);
+            }
         }
-        apply_joined(graph, &mut joined, &mut index, &mut response).await?;
+        match &mut ended {
+            // Batches before the end remain applied.
+            Some(end) if joined.is_empty() => return std::mem::replace(end, Ok(())).map(|()| response),
+            _ => {}
+        }
+        let part: Vec<_> = joined.drain(..joined.len().min(COMMIT_FOLLOWS_MAX)).collect();
+        let first = index;
+        index += part.len() as u64;
+        apply_part(graph, part, first, &mut response).await?;
     }
-    Ok(response)
 }
 
-async fn apply_joined(
-    graph: &Graph,
-    joined: &mut Vec<v1::Follow>,
-    index: &mut u64,
-    response: &mut v1::ImportFollowsResponse,
-) -> Result<(), Status> {
-    let follows = std::mem::take(joined);
-    if follows.is_empty() {
-        return Ok(());
-    }
-    let first = *index;
-    *index += follows.len() as u64;
-    apply_batch(graph, follows, first, response).await
-}
-
-async fn apply_batch(
+async fn apply_part(
     graph: &Graph,
     follows: Vec<v1::Follow>,
     first: u64,
@@ -94,12 +89,13 @@ async fn apply_batch(
             }
         }
     }
-    for part in valid.chunks(COMMIT_FOLLOWS_MAX) {
-        let effects = graph.pace.bulk(apply_follows(graph, part)).await?;
-        let imported = effects.iter().filter(|effect| effect.changed).count() as u64;
-        response.imported_count += imported;
-        response.unchanged_count += effects.len() as u64 - imported;
+    if valid.is_empty() {
+        return Ok(());
     }
+    let effects = graph.pace.bulk(apply_follows(graph, &valid)).await?;
+    let imported = effects.iter().filter(|effect| effect.changed).count() as u64;
+    response.imported_count += imported;
+    response.unchanged_count += effects.len() as u64 - imported;
     Ok(())
 }
 
