@@ -152,6 +152,13 @@ impl Share {
         self.amount += std::mem::take(&mut more.amount);
         true
     }
+
+    /// Gives a part of it back, at most all.
+    pub fn shrink(&mut self, amount: usize) {
+        let amount = amount.min(self.amount);
+        self.amount -= amount;
+        self.shares.0.held.lock().remove(self.caller, amount);
+    }
 }
 
 impl Drop for Share {
@@ -220,8 +227,13 @@ mod tests {
         assert!(share.grow(10));
         assert!(!share.grow(60));
         assert_eq!(shares.held(), 30);
+        // Also while there is nothing left.
+        let _other = shares.try_acquire(caller(2, 2), 30);
+        let _third = shares.try_acquire(caller(3, 3), 15);
+        share.shrink(10);
+        assert_eq!(shares.held(), 65);
         drop(share);
-        assert_eq!(shares.held(), 0);
+        assert_eq!(shares.held(), 45);
     }
 
     #[test]

@@ -55,8 +55,11 @@ impl CallBytes {
         }
         match &mut held.share {
             Some(share) if share.amount() <= count => share.grow(count - share.amount()),
+            Some(share) => {
+                share.shrink(share.amount() - count);
+                true
+            }
             share => {
-                *share = None;
                 *share = self.shares.try_acquire(self.caller, count);
                 share.is_some()
             }
