@@ -4,7 +4,7 @@
 //! as long as nobody acts, and the servers of HTTP act only on what clients send. So each port has a [`Port`]:
 //!
 //! - It refuses connections above a limit, which the addresses of callers share ([`crate::shares`]).
-//! - Every second it looks at each connection, and closes those whose client is silent where it has to act: before its
+//! - Every half second it looks at each connection, and closes those whose client is silent where it has to act: before its
 //!   first request, in the middle of one, or while bytes wait that it doesn't read.
 //! - It ends answers that their caller doesn't read ([`Answer`]), while other calls of the same connection go on.
 
@@ -14,8 +14,8 @@ mod io;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, stream};
@@ -109,7 +109,7 @@ struct State {
     address: Option<IpAddr>,
     accepted_at: Instant,
     io: Mutex<io::IoState>,
-    answers: Mutex<HashMap<u64, Arc<answer::State>>>,
+    answers: Mutex<HashMap<u64, Weak<answer::State>>>,
     next_answer: AtomicU64,
     /// Calls whose response has not begun.
     pending: AtomicUsize,
@@ -189,9 +189,13 @@ impl Connection {
         if io.is_some() {
             return io;
         }
-        let answers: Vec<_> = self.0.answers.lock().values().cloned().collect();
+        let answers: Vec<_> = self.0.answers.lock().values().filter_map(Weak::upgrade).collect();
         let (mut unread, mut cut) = (0, 0);
         for answer in &answers {
+            if answer.was_cut() {
+                unread += 1;
+                continue;
+            }
             let Some(waits) = answer.waits(now) else { continue };
             if waits >= limits.answer_wait {
                 answer.cut();
@@ -253,7 +257,7 @@ impl Port {
         })
     }
 
-    /// Looks at the connections every second, for ever. After `shutdown`, clients have one second to read.
+    /// Looks at the connections every half second, for ever. After `shutdown`, clients have one second to read.
     pub async fn watch(&self, shutdown: &CancellationToken) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,9 +1,10 @@
 //! The bytes of an answer, until its caller has read them.
 //!
-//! The HTTP/2 server takes a frame of an answer, and asks for the next one when it could send that: so an answer that is
-//! not asked for its next frame waits for its caller. The server keeps frames that it can't send yet, for its window or
-//! for the socket. So an answer is handed out in small chunks, and few at a time; it knows when a chunk is sent, as that
-//! is dropped then.
+//! The HTTP/2 server takes a frame of an answer, and asks for the next one as soon as it can send the first byte of it. It
+//! keeps frames that it can't send yet, for the window of the stream or for the socket, also after it was given the end of
+//! the answer. So an answer is handed out in small chunks, and few at a time; it knows when a chunk is sent, as that is
+//! dropped then. It waits for its caller while the server has a chunk, or doesn't ask for the next one, and is over when
+//! the server has none of it.
 
 use std::any::Any;
 use std::pin::Pin;
@@ -36,18 +37,19 @@ pub type Held = Box<dyn Any + Send>;
 /// The body of an answer, which ends if its caller doesn't read it.
 pub struct Answer {
     state: Arc<State>,
-    connection: Connection,
-    key: u64,
 }
 
 /// An answer that is not sent yet. Its chunks keep it.
 pub(super) struct State {
     progress: Mutex<Progress>,
     held: Mutex<Option<Held>>,
-    /// Bytes of the chunks that the server has.
+    /// Bytes of the chunks that the server has. Changes while `progress` is locked.
     unsent: AtomicUsize,
     /// Waits until a chunk is sent.
     server: AtomicWaker,
+    connection: Connection,
+    /// Its key among the answers of the connection.
+    key: u64,
 }
 
 struct Progress {
@@ -55,9 +57,13 @@ struct Progress {
     body: Option<Body>,
     /// The rest of a frame that is handed out in chunks.
     rest: Bytes,
-    /// When a chunk was last handed out or sent, while the caller has to read on.
+    /// When the first of the chunks was handed out, or the last one sent, while the caller has to read on.
     waits_since: Option<Instant>,
+    /// Whether the server has asked for the next frame.
+    is_asked: bool,
     was_cut: bool,
+    /// Whether the server has the error of an answer that was cut.
+    is_told: bool,
 }
 
 /// A part of an answer that the server has.
@@ -74,11 +80,22 @@ impl AsRef<[u8]> for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.answer.unsent.fetch_sub(self.data.len(), Ordering::AcqRel);
-        if let Some(since) = &mut self.answer.progress.lock().waits_since {
-            *since = Instant::now();
+        {
+            let progress = &mut *self.answer.progress.lock();
+            let unsent = self.answer.unsent.fetch_sub(self.data.len(), Ordering::AcqRel) - self.data.len();
+            if unsent == 0 && progress.is_asked {
+                progress.waits_since = None;
+            } else if let Some(since) = &mut progress.waits_since {
+                *since = Instant::now();
+            }
         }
         self.answer.server.wake();
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.connection.0.answers.lock().remove(&self.key);
     }
 }
 
@@ -87,6 +104,11 @@ impl State {
     pub(super) fn waits(&self, now: Instant) -> Option<Duration> {
         let since = self.progress.lock().waits_since;
         since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// Whether the answer was ended because its caller didn't read it.
+    pub(super) fn was_cut(&self) -> bool {
+        self.progress.lock().was_cut
     }
 
     /// Ends the answer and frees what it holds, also if the server keeps a chunk. A caller who reads on gets an error.
@@ -110,7 +132,8 @@ impl State {
             // A copy: a slice would keep the whole frame in memory.
             Bytes::copy_from_slice(&progress.rest.split_to(CHUNK))
         };
-        progress.waits_since = Some(Instant::now());
+        progress.is_asked = false;
+        progress.waits_since.get_or_insert_with(Instant::now);
         self.unsent.fetch_add(data.len(), Ordering::AcqRel);
         Bytes::from_owner(Chunk {
             data,
@@ -126,24 +149,24 @@ impl Answer {
         if body.is_end_stream() {
             return body;
         }
+        let key = connection.0.next_answer.fetch_add(1, Ordering::Relaxed);
         let state = Arc::new(State {
             progress: Mutex::new(Progress {
                 body: Some(body),
                 rest: Bytes::new(),
                 waits_since: None,
+                is_asked: false,
                 was_cut: false,
+                is_told: false,
             }),
             held: Mutex::new(held),
             unsent: AtomicUsize::new(0),
             server: AtomicWaker::new(),
-        });
-        let key = connection.0.next_answer.fetch_add(1, Ordering::Relaxed);
-        connection.0.answers.lock().insert(key, state.clone());
-        Body::new(Self {
-            state,
             connection: connection.clone(),
             key,
-        })
+        });
+        connection.0.answers.lock().insert(key, Arc::downgrade(&state));
+        Body::new(Self { state })
     }
 }
 
@@ -153,8 +176,8 @@ impl HttpBody for Answer {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let progress = &mut *self.state.progress.lock();
-        if progress.was_cut {
-            progress.was_cut = false;
+        if progress.was_cut && !progress.is_told {
+            progress.is_told = true;
             return Poll::Ready(Some(end_with(&Status::new(
                 Code::ResourceExhausted,
                 "the caller did not read the answer in time; read faster, or ask for less at a time",
@@ -167,7 +190,10 @@ impl HttpBody for Answer {
                 return Poll::Pending;
             }
         }
-        progress.waits_since = None;
+        progress.is_asked = true;
+        if self.state.unsent.load(Ordering::Acquire) == 0 {
+            progress.waits_since = None;
+        }
         if progress.rest.is_empty() {
             let Some(body) = &mut progress.body else {
                 return Poll::Ready(None);
@@ -199,19 +225,13 @@ impl HttpBody for Answer {
 
     fn is_end_stream(&self) -> bool {
         let progress = self.state.progress.lock();
-        !progress.was_cut
+        (!progress.was_cut || progress.is_told)
             && progress.rest.is_empty()
             && progress.body.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.connection.0.answers.lock().remove(&self.key);
     }
 }
 

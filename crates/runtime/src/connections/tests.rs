@@ -186,6 +186,23 @@ async fn an_unread_answer_ends_and_other_calls_of_its_connection_go_on() {
     assert_eq!(response.status(), StatusCode::OK);
 }
 
+/// The server takes the rest of an answer as soon as it can send one byte of it.
+#[tokio::test]
+async fn a_small_answer_of_which_a_byte_is_read_ends() {
+    let server = start(Limits {
+        answer_wait: SHORT,
+        ..limits()
+    });
+    let client = connect(server.address, 1).await;
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        unread.push(get(&client, "/").await.await.unwrap());
+    }
+    until("all answers are cut", || server.counts.answers_cut.get() == 20).await;
+    assert_eq!(server.held.get(), 0);
+    assert_eq!((server.counts.open.get(), unread.len()), (1, 20));
+}
+
 #[tokio::test]
 async fn an_answer_that_is_read_is_whole_and_frees_what_it_holds() {
     let server = start(limits());

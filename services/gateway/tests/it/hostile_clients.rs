@@ -177,6 +177,39 @@ async fn answers_that_nobody_reads_are_bounded_and_end() {
     world.stop().await.unwrap();
 }
 
+/// The server takes the rest of an answer as soon as it can send one byte of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn small_answers_of_which_a_byte_is_read_end() {
+    const COUNT: u64 = 8;
+    let world = start(Config {
+        calls_max: 30,
+        answer_wait_ms: 2_000,
+        ..Setup::default().config
+    })
+    .await;
+    let post = world.post("107", "text").await;
+    let client = RawClient::connect(&world.address, 1).await;
+    let mut unread = Vec::new();
+    let request = v1::GetPostRequest { post_id: post };
+    for _ in 0..COUNT {
+        let call = client.call("PostService/GetPost", &request).await;
+        let (headers, body) = call.headers().await;
+        assert_eq!(headers.get("grpc-status"), None);
+        unread.push(body);
+    }
+    wait_until("the unread answers end", async || {
+        world.metrics.answers_cut.get() == COUNT
+    })
+    .await;
+    // Their shares are free again.
+    for _ in 0..COUNT {
+        let call = client.call("PostService/GetPost", &request).await;
+        assert_eq!(call.headers().await.0.get("grpc-status"), None);
+    }
+    drop((unread, client));
+    world.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_answers_of_forwarded_calls_leave_other_calls_alone() {
     let world = World::start().await;
