@@ -71,7 +71,7 @@ impl Default for Config {
             calls_max: 4_096,
             response_streams_max: 16_384,
             forwarded_streams_max: 256,
-            streams_per_connection_max: 1_024,
+            streams_per_connection_max: 4_096,
             buffered_bytes_max: 256 << 20,
             request_wait_ms: 15_000,
             request_idle_ms: 600_000,
