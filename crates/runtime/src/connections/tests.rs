@@ -1,6 +1,7 @@
 //! Clients that do nothing, against a real server.
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use h2::client::SendRequest;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -44,7 +45,7 @@ struct Running {
     server: JoinHandle<()>,
 }
 
-/// A server that answers `/large` with many bytes, and anything else with few.
+/// A server that answers `/large` with many bytes, `/open` with few and no end, and anything else with few.
 fn start(limits: Limits) -> Running {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -60,7 +61,15 @@ fn start(limits: Limits) -> Running {
             2
         };
         let connection = request.extensions().get::<Connection>().unwrap();
-        let body = Body::new(Full::new(Bytes::from(vec![0; size])).map_err(|never| match never {}));
+        let body = Full::new(Bytes::from(vec![0; size])).map_err(|never| match never {});
+        let body = if request.uri().path() == "/open" {
+            let first = stream::iter([Ok::<_, tonic::Status>(http_body::Frame::data(
+                Bytes::from_static(b"ok"),
+            ))]);
+            Body::new(http_body_util::StreamBody::new(first.chain(stream::pending())))
+        } else {
+            Body::new(body)
+        };
         let body = Answer::body(body, connection, Some(Box::new(Counted::new(&counted))));
         std::future::ready(axum::response::Response::new(axum::body::Body::new(body)))
     };
@@ -184,6 +193,27 @@ async fn an_unread_answer_ends_and_other_calls_of_its_connection_go_on() {
     assert_eq!((server.counts.open.get(), unread.len()), (1, 20));
     let response = get(&client, "/").await.await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_open_answer_whose_caller_has_read_all_goes_on() {
+    let server = start(Limits {
+        answer_wait: SHORT,
+        ..limits()
+    });
+    let reader = connect(server.address, 1 << 20).await;
+    let mut open = get(&reader, "/open").await.await.unwrap().into_body();
+    assert_eq!(open.data().await.unwrap().unwrap(), "ok");
+    let other = connect(server.address, 1).await;
+    let _unread = get(&other, "/open").await.await.unwrap();
+    let _later = get(&other, "/").await.await.unwrap();
+    until("the unread answers are cut", || {
+        server.counts.answers_cut.get() == 2
+    })
+    .await;
+    // The one that is read is older than those.
+    assert_eq!(server.held.get(), 1);
+    assert!(open.data().now_or_never().is_none());
 }
 
 /// The server takes the rest of an answer as soon as it can send one byte of it.
