@@ -45,7 +45,7 @@ pub(crate) async fn import(
                 Some(None) => ended = Some(Ok(())),
                 Some(Some(Err(status))) => ended = Some(Err(status)),
                 Some(Some(Ok(batch))) if batch.follows.len() <= BATCH_FOLLOWS_MAX => {
-                    joined.extend(batch.follows)
+                    joined.extend(batch.follows);
                 }
                 Some(Some(Ok(batch))) => {
                     let description = format!(
