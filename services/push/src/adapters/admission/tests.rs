@@ -152,9 +152,7 @@ async fn slow_hosts_together_leave_half_to_the_others() {
         let host = format!("https://{n}");
         if n % 2 == 0 {
             let first = admission.acquire(Lane::High, &host, None).now_or_never();
-            for first in first {
-                first.unwrap().report_slow();
-            }
+            first.into_iter().for_each(|first| first.unwrap().report_slow());
         }
         held.extend(until_busy(&admission, &host).await);
     }
