@@ -99,8 +99,13 @@ async fn a_backup_of_a_running_mesh_makes_a_working_one() {
     assert!(refused.stderr.contains("is not empty"), "{refused:?}");
     assert_eq!(mesh.stop().await, 0, "{}", mesh.log());
     fs::remove_dir_all(&data).unwrap();
-    let restored = herald(&["restore", dir_name, "--data-dir", data_name]).await;
+    let restored = run(HERALD, &["restore", dir_name, "--data-dir", data_name], &[]).await;
     assert_eq!(restored.code, 0, "{restored:?}");
+    assert!(
+        restored.stdout.contains("stream POSTS begins anew at"),
+        "{restored:?}"
+    );
+    assert!(restored.stdout.contains("herald audit --repair"), "{restored:?}");
     mesh.restart().await;
     settle(&mesh).await;
     audit(&mesh, &["--repair"]).await;

@@ -143,7 +143,7 @@ impl Recovery {
                 keeps = last_dead_letter;
             }
             let removed = self.mesh.begin_anew(&topology, stream, first, keeps).await?;
-            tracing::warn!(stream, removed, first_sequence = first, "stream begins anew");
+            tracing::info!(stream, removed, first_sequence = first, "stream begins anew");
             recovered.streams.push(RecoveredStream {
                 stream: stream.to_owned(),
                 removed,

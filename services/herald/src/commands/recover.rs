@@ -152,7 +152,8 @@ impl RecoverResult {
 
 impl Show for RecoverResult {
     fn text(&self) -> String {
-        if self.problems.is_empty() && self.journals.is_empty() && !self.rebuilds_timelines {
+        let is_sound = self.problems.is_empty() && self.streams.is_empty();
+        if is_sound && self.journals.is_empty() && !self.rebuilds_timelines {
             return "the streams and the store fit together: nothing to do".into();
         }
         let journals = self.journals.iter().map(|journal| {

@@ -81,7 +81,14 @@ impl Recovering {
 
     /// Closes the store and stops the nats-server that was started.
     pub(crate) async fn stop(self) -> Result<()> {
-        let store = self.engine.close().await;
-        store.and(self.broker.stop().await)
+        let Self {
+            recovery,
+            engine,
+            broker,
+        } = self;
+        // Its connections end before the server that they belong to.
+        drop(recovery);
+        let store = engine.close().await;
+        store.and(broker.stop().await)
     }
 }
