@@ -1,10 +1,8 @@
 //! Streams that lost messages and stores that are older than the streams: they are noticed, and `herald recover` goes on.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod parts;
+
+use std::{fs, time::Duration};
 
 use async_nats::jetstream;
 use harness::{Clients, Herald, Options, Output, run, until};
@@ -15,6 +13,7 @@ use serde_json::Value;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
+use self::parts::{Part, entries};
 use crate::{
     HERALD,
     audit::{audit, pause},
@@ -148,63 +147,6 @@ impl World {
 
     async fn broker(&self) -> jetstream::Context {
         jetstream::new(self.herald.broker().await)
-    }
-}
-
-/// The parts of a data directory: the broker's, and all others, which are the store's.
-#[derive(Clone, Copy, PartialEq)]
-enum Part {
-    Broker,
-    Store,
-}
-
-impl Part {
-    fn has(self, entry: &Path) -> bool {
-        (entry.file_name().unwrap() == "nats") == (self == Self::Broker)
-    }
-
-    fn save(self, data: &Path) -> Backup {
-        let dir = tempfile::tempdir().unwrap();
-        for entry in entries(data).filter(|entry| self.has(entry)) {
-            copy(&entry, &dir.path().join(entry.file_name().unwrap()));
-        }
-        Backup { part: self, dir }
-    }
-}
-
-struct Backup {
-    part: Part,
-    dir: tempfile::TempDir,
-}
-
-impl Backup {
-    /// Replaces the part of a data directory by what was saved.
-    fn restore(&self, data: &Path) {
-        for entry in entries(data).filter(|entry| self.part.has(entry)) {
-            if entry.is_dir() {
-                fs::remove_dir_all(entry).unwrap();
-            } else {
-                fs::remove_file(entry).unwrap();
-            }
-        }
-        for entry in entries(self.dir.path()) {
-            copy(&entry, &data.join(entry.file_name().unwrap()));
-        }
-    }
-}
-
-fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path())
-}
-
-fn copy(from: &Path, to: &Path) {
-    if from.is_dir() {
-        fs::create_dir(to).unwrap();
-        for entry in entries(from) {
-            copy(&entry, &to.join(entry.file_name().unwrap()));
-        }
-    } else {
-        fs::copy(from, to).unwrap();
     }
 }
 

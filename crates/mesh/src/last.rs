@@ -12,7 +12,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::Mesh;
 use crate::connection::API_TIMEOUT;
 use crate::error::{Error, ErrorKind, Result};
-use crate::read::from_server;
 
 /// How long to wait for further answers about a stream with several replicas.
 const REPLICA_ANSWERS_WAIT: Duration = Duration::from_millis(50);
@@ -174,6 +173,11 @@ impl Mesh {
             newest.ok_or_else(|| none("no server is its leader and has the majority of the replicas"))?;
         Ok(Some(newest))
     }
+}
+
+/// A time of the server, which has nanoseconds.
+pub(crate) fn from_server(time: OffsetDateTime) -> Timestamp {
+    Timestamp(i64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or(0))
 }
 
 /// An answer about a stream.

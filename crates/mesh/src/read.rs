@@ -13,10 +13,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::{try_join, try_join_all};
 use herald_model::time::Timestamp;
-use time::OffsetDateTime;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::last::ANSWERED_WITHIN;
+use crate::last::{ANSWERED_WITHIN, from_server};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
 use crate::{Mesh, OriginalMessage, Redriven, Subject, headers};
 
@@ -412,10 +411,6 @@ fn is_led(info: &consumer::Info) -> bool {
 
 fn unreadable(stream: &str, consumer: &str, error: ConsumerInfoError) -> Error {
     Error::unavailable(format_args!("read consumer {consumer} of stream {stream}"), error)
-}
-
-pub(crate) fn from_server(time: OffsetDateTime) -> Timestamp {
-    Timestamp(i64::try_from(time.unix_timestamp_nanos() / 1_000).unwrap_or(0))
 }
 
 /// The message read from the stream's leader; `None` when it doesn't exist.

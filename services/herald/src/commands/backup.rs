@@ -9,15 +9,13 @@ use herald_cli::{
     output::{Show, count, counted},
 };
 use herald_proto::mesh_v1::{BackupRequest, BackupResponse, control_service_client::ControlServiceClient};
-use herald_runtime::{config::Flags, telemetry::error_chain};
+use herald_runtime::telemetry::error_chain;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tonic::transport::Endpoint;
 
-use crate::{
-    server::{BackupProgress, Config, Recovering, control_socket},
-    settings::refuse_password,
-};
+use super::installation::Installation;
+use crate::server::{BackupProgress, Config, Recovering, control_socket};
 
 const LONG: &str = "\
 Copies the streams and the store into a directory, while posts and deliveries go on. `herald restore` makes a working \
@@ -47,17 +45,8 @@ pub(crate) struct Args {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     dir: PathBuf,
 
-    /// The data directory of `herald up` [default: ./herald-data]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    data_dir: Option<PathBuf>,
-
-    /// The NATS server of `herald serve`, nats://HOST:PORT; separate the servers of a cluster by commas
-    #[arg(long, value_name = "URL")]
-    nats_url: Option<String>,
-
-    /// The PostgreSQL database of `herald serve`, postgres://HOST:PORT/DATABASE
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
+    #[command(flatten)]
+    installation: Installation,
 }
 
 /// The result.
@@ -91,20 +80,7 @@ impl Show for BackupResult {
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    refuse_password("--nats-url", "HERALD_NATS__URL", args.nats_url.as_deref())?;
-    refuse_password("--store", "HERALD_STORE__URL", args.store.as_deref())?;
-    let flags = Flags::new()
-        .set("data_dir", args.data_dir.as_ref())
-        .set("nats.url", args.nats_url.as_ref())
-        .set("store.url", args.store.as_ref());
-    let config = Config::load(context.global.config.as_deref(), flags)
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    if config.store.is_cluster() && config.nats.is_child() {
-        return Err(Failure::usage(
-            "nats.url must be set: the NATS server of the processes that share the store (--nats-url, HERALD_NATS__URL, or \
-             HERALD_NATS__URL_FILE)",
-        ));
-    }
+    let config = args.installation.config(context.global.config.as_deref())?;
     let directory = std::path::absolute(&args.dir)
         .map_err(|error| Failure::io(format!("can't use {}", args.dir.display()), &error))?;
     let bar = context

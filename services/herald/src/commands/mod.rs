@@ -11,6 +11,7 @@ pub(crate) mod dlq;
 pub(crate) mod follow;
 pub(crate) mod following;
 pub(crate) mod import;
+mod installation;
 pub(crate) mod lag;
 pub(crate) mod man;
 pub(crate) mod migrate;

@@ -2,21 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::ValueHint;
 use herald_cli::{
     context::Context,
     failure::Failure,
     output::{Show, counted},
 };
 use herald_recovery::{Problem, Recovered};
-use herald_runtime::{config::Flags, telemetry::error_chain};
+use herald_runtime::telemetry::error_chain;
 use herald_store::embedded::{self, JournalReport};
 use serde::Serialize;
 
-use crate::{
-    server::{Config, Recovering},
-    settings::refuse_password,
-};
+use super::installation::Installation;
+use crate::server::Recovering;
 
 const LONG: &str = "\
 Compares the streams with the store while all processes of Herald are stopped, and goes on where they don't fit together: \
@@ -42,23 +39,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The data directory of a stopped `herald up` [default: ./herald-data]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    data_dir: Option<PathBuf>,
-
-    /// The NATS server of `herald serve`, nats://HOST:PORT; separate the servers of a cluster by commas [default: the one
-    /// of the data directory]
-    ///
-    /// Its user must be allowed to create, purge and delete streams and consumers.
-    #[arg(long, value_name = "URL")]
-    nats_url: Option<String>,
-
-    /// The PostgreSQL database of `herald serve`, postgres://HOST:PORT/DATABASE
-    ///
-    /// A URL with a password must come from HERALD_STORE__URL, from the file that HERALD_STORE__URL_FILE names, or from
-    /// the configuration file.
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
+    #[command(flatten)]
+    installation: Installation,
 
     /// Tell what is wrong, and change nothing
     #[arg(long)]
@@ -221,20 +203,7 @@ impl Show for RecoverResult {
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    refuse_password("--nats-url", "HERALD_NATS__URL", args.nats_url.as_deref())?;
-    refuse_password("--store", "HERALD_STORE__URL", args.store.as_deref())?;
-    let flags = Flags::new()
-        .set("data_dir", args.data_dir.as_ref())
-        .set("nats.url", args.nats_url.as_ref())
-        .set("store.url", args.store.as_ref());
-    let config = Config::load(context.global.config.as_deref(), flags)
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    if config.store.is_cluster() && config.nats.is_child() {
-        return Err(Failure::usage(
-            "nats.url must be set: the NATS server of the processes that share the store (--nats-url, HERALD_NATS__URL, or \
-             HERALD_NATS__URL_FILE)",
-        ));
-    }
+    let config = args.installation.config(context.global.config.as_deref())?;
     let failed = |error: anyhow::Error| Failure::failed(error_chain(error.as_ref()));
     let files = if config.store.is_cluster() || args.dry_run {
         None

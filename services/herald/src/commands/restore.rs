@@ -8,14 +8,11 @@ use herald_cli::{
     failure::Failure,
     output::{Show, counted},
 };
-use herald_runtime::{config::Flags, telemetry::error_chain};
+use herald_runtime::telemetry::error_chain;
 use serde::Serialize;
 
-use super::recover::RecoverResult;
-use crate::{
-    server::{Config, Recovering, read_backup, restore_files},
-    settings::refuse_password,
-};
+use super::{installation::Installation, recover::RecoverResult};
+use crate::server::{Recovering, read_backup, restore_files};
 
 const LONG: &str = "\
 Makes a working installation of a backup of `herald backup`: a new data directory for `herald up`, or the streams of \
@@ -42,17 +39,8 @@ pub(crate) struct Args {
     #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
     dir: PathBuf,
 
-    /// The new data directory of `herald up`, created if missing; refused if it is not empty [default: ./herald-data]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    data_dir: Option<PathBuf>,
-
-    /// The NATS server of `herald serve`, nats://HOST:PORT; separate the servers of a cluster by commas
-    #[arg(long, value_name = "URL")]
-    nats_url: Option<String>,
-
-    /// The restored PostgreSQL database of `herald serve`, postgres://HOST:PORT/DATABASE
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
+    #[command(flatten)]
+    installation: Installation,
 }
 
 /// The result.
@@ -81,34 +69,17 @@ impl Show for RestoreResult {
 }
 
 pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    refuse_password("--nats-url", "HERALD_NATS__URL", args.nats_url.as_deref())?;
-    refuse_password("--store", "HERALD_STORE__URL", args.store.as_deref())?;
-    let flags = Flags::new()
-        .set("data_dir", args.data_dir.as_ref())
-        .set("nats.url", args.nats_url.as_ref())
-        .set("store.url", args.store.as_ref());
-    let config = Config::load(context.global.config.as_deref(), flags)
-        .map_err(|error| Failure::usage(error.to_string()))?;
+    let config = args.installation.config(context.global.config.as_deref())?;
     let failed = |error: anyhow::Error| Failure::failed(error_chain(error.as_ref()));
     let manifest = read_backup(&args.dir).map_err(failed)?;
-    match (
-        config.store.is_cluster(),
-        config.nats.is_child(),
-        manifest.store_rows,
-    ) {
-        (true, true, _) => {
-            return Err(Failure::usage(
-                "nats.url must be set: the NATS server of the processes that share the store (--nats-url, HERALD_NATS__URL, \
-                 or HERALD_NATS__URL_FILE)",
-            ));
-        }
-        (true, _, Some(_)) => {
+    match (config.store.is_cluster(), manifest.store_rows) {
+        (true, Some(_)) => {
             return Err(Failure::usage(
                 "this is a backup of `herald up`, with its store: restore it into a data directory, without store.url, and \
                  move it with `herald migrate` if PostgreSQL shall have the store",
             ));
         }
-        (false, _, None) => {
+        (false, None) => {
             return Err(Failure::usage(
                 "this backup has no store, because PostgreSQL has it: restore PostgreSQL first, and name the database \
                  (--store, HERALD_STORE__URL, or HERALD_STORE__URL_FILE)",
