@@ -1,6 +1,6 @@
 //! Conversions between the model's types and their Protobuf forms.
 
-use herald_model::{Channel, DeliveryState, Lane, time::Timestamp};
+use herald_model::{Channel, DeliveryState, Lane, Post, time::Timestamp};
 
 use crate::v1;
 
@@ -40,6 +40,23 @@ impl From<DeliveryState> for v1::DeliveryState {
             DeliveryState::Suppressed => Self::Suppressed,
             DeliveryState::Expired => Self::Expired,
             DeliveryState::Dead => Self::Dead,
+        }
+    }
+}
+
+impl From<Post> for v1::Post {
+    fn from(post: Post) -> Self {
+        Self {
+            post_id: post.id.0,
+            author_id: post.author_id.into_string(),
+            text: post.text,
+            links: post.links,
+            media_urls: post.media_urls,
+            lane: v1::Lane::from(post.lane).into(),
+            accepted_time: Some(timestamp_to_proto(post.accepted_at)),
+            push_title: post.push.title,
+            push_collapse_key: post.push.collapse_key,
+            push_data: post.push.data,
         }
     }
 }

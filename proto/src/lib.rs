@@ -9,7 +9,7 @@ mod methods;
 
 pub use convert::{lane, timestamp_from_proto, timestamp_to_proto};
 pub use messages::EVENT_CHUNKS_MAX;
-pub use methods::{MethodKind, is_unary, method_kind};
+pub use methods::{Method, MethodKind, all_methods, is_unary, method_kind};
 
 /// The contract of KEDA's external scalers, `externalscaler`.
 pub mod externalscaler {

@@ -1,11 +1,14 @@
 //! Constructors of delivery messages, and their message ids. An id is derived from the message's content, so that
 //! deduplication drops only identical messages.
 
-use herald_model::{PostId, Recipients, UserKey, time::Timestamp};
+use herald_model::{PostId, PostScoped, Recipients, UserKey, time::Timestamp};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    mesh_v1::{DeliveriesSettled, PushChunk, SettledChunk, TimelineChunk},
+    mesh_v1::{
+        Backfill, DeliveriesSettled, DlqEntry, FanoutSlice, PostCreated, PostDeleted, PushChunk,
+        SettledChunk, TimelineChunk,
+    },
     v1::Channel,
 };
 
@@ -100,6 +103,40 @@ fn chunk_message_id(post_id: u64, channel: Channel, chunk_id: u64) -> String {
         Channel::Push => "push",
     };
     format!("{post_id}/{channel}/{chunk_id:016x}")
+}
+
+impl PostScoped for PostCreated {
+    /// A post that is published has no id yet: its id is the sequence of this message.
+    fn post_id(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl PostScoped for Backfill {
+    /// A backfill has several posts.
+    fn post_id(&self) -> Option<u64> {
+        None
+    }
+}
+
+macro_rules! about_one_post {
+    ($($message:ty),+) => {$(
+        impl PostScoped for $message {
+            fn post_id(&self) -> Option<u64> {
+                Some(self.post_id)
+            }
+        }
+    )+};
+}
+
+about_one_post!(PostDeleted, FanoutSlice, TimelineChunk, PushChunk, DlqEntry);
+
+impl PostScoped for DeliveriesSettled {
+    fn post_id(&self) -> Option<u64> {
+        let (first, others) = self.chunks.split_first()?;
+        let is_one = others.iter().all(|chunk| chunk.post_id == first.post_id);
+        is_one.then_some(first.post_id)
+    }
 }
 
 #[cfg(test)]

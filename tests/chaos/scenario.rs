@@ -28,7 +28,12 @@ const BOUNDED_FLEET_TIME: Duration = Duration::from_secs(45);
 const EPISODE_KILLS: u64 = 25;
 const EPISODE_TIME: Duration = Duration::from_mins(3);
 
-const CLUSTER_KINDS: [FaultKind; 3] = [FaultKind::KillHerald, FaultKind::Leader, FaultKind::Partition];
+const CLUSTER_KINDS: [FaultKind; 4] = [
+    FaultKind::KillHerald,
+    FaultKind::Leader,
+    FaultKind::Partition,
+    FaultKind::Members,
+];
 const FLEET_KINDS: [FaultKind; 6] = [
     FaultKind::Roles,
     FaultKind::FreezeRoles,

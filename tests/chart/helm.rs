@@ -10,7 +10,8 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 /// Kinds that a cluster has only with the projects that define them.
-const API_VERSIONS: [&str; 3] = [
+const API_VERSIONS: [&str; 4] = [
+    "cert-manager.io/v1",
     "keda.sh/v1alpha1",
     "gateway.networking.k8s.io/v1/GRPCRoute",
     "monitoring.coreos.com/v1",

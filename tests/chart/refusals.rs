@@ -5,7 +5,34 @@ use std::fs;
 use crate::helm::{Helm, Input, chart};
 
 /// Values, and a part of the sentence that refuses them.
-const REFUSED: [(&str, &str); 63] = [
+const REFUSED: [(&str, &str); 73] = [
+    // Pods would not start.
+    (
+        "insecureNoAuth: {internal: false}",
+        "calls between the roles need no credentials, and insecureNoAuth.internal doesn't accept that",
+    ),
+    // TLS without a certificate, or with two.
+    (
+        "tls: {enabled: true}",
+        "tls.enabled needs a certificate: set tls.existingSecret, a Secret with tls.crt and tls.key, or \
+         tls.certManager.issuerRef.name",
+    ),
+    (
+        "internalTls: {enabled: true, existingSecret: a, certManager: {issuerRef: {name: b}}}",
+        "internalTls.existingSecret and internalTls.certManager.issuerRef both name a certificate",
+    ),
+    (
+        "tls: {clientCaSecret: clients}",
+        "tls names a certificate or an authority, and tls.enabled is false",
+    ),
+    (
+        "config: {tls: {cert_file: a}}",
+        "config.tls is set by the chart: set tls.",
+    ),
+    (
+        "config: {internal_tls: {cert_file: a}}",
+        "config.internal_tls is set by the chart: set internalTls.",
+    ),
     // Data would be lost.
     (
         "config: {topology: {push: {age_seconds_max: 600}}}",
@@ -195,6 +222,22 @@ const REFUSED: [(&str, &str); 63] = [
         "vapid.secretKey names a key of vapid.existingSecret, which is not set",
     ),
     (
+        "storageKey: {secretKey: other}",
+        "storageKey.secretKey names a key of storageKey.existingSecret, which is not set",
+    ),
+    (
+        "auth: {secretKey: other}",
+        "auth.secretKey names a key of auth.existingSecret, which is not set",
+    ),
+    (
+        "auth: {enabled: false}",
+        "Set auth.enabled, or auth.insecureNoAuth to confirm it",
+    ),
+    (
+        "auth: {insecureNoAuth: true}",
+        "auth.enabled and auth.insecureNoAuth are both true",
+    ),
+    (
         "valkey: {maxMemory: 2gb}",
         "valkey.maxMemory (2gb) must be less than valkey.resources.limits.memory (640Mi)",
     ),
@@ -275,12 +318,20 @@ fn what_the_cluster_lacks_is_named() {
              autoscaling.mode to none. For `helm template` without a cluster, add --api-versions keda.sh/v1alpha1",
         ),
         (
+            "tls: {enabled: true, certManager: {issuerRef: {name: public}}}",
+            "the cluster has no Certificate (cert-manager.io/v1)",
+        ),
+        (
             "grpcRoute: {enabled: true, parentRefs: [{name: public}]}",
             "the cluster has no GRPCRoute (gateway.networking.k8s.io/v1)",
         ),
         (
             "metrics: {podMonitor: {enabled: true}}",
             "the cluster has no PodMonitor (monitoring.coreos.com/v1)",
+        ),
+        (
+            "metrics: {rules: {enabled: true}}",
+            "the cluster has no PrometheusRule (monitoring.coreos.com/v1)",
         ),
     ] {
         let bare = Input {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// The golden cases and the ways to scale.
-fn renderings(helm: &Helm) -> Vec<(String, Objects)> {
+pub(crate) fn renderings(helm: &Helm) -> Vec<(String, Objects)> {
     let scaled = [
         "{mode: keda}",
         "{mode: keda, signal: slo}",
@@ -212,15 +212,21 @@ fn a_dependency_that_is_away_restarts_no_pod() {
                 .filter(|container| container["name"] == "herald")
             {
                 let role = container["args"][1].as_str().unwrap();
-                assert_eq!(
-                    container["startupProbe"]["grpc"]["service"], "liveness",
-                    "{name}: {role}"
-                );
-                assert_eq!(
-                    container["livenessProbe"]["grpc"]["service"], "liveness",
-                    "{name}: {role}"
-                );
-                assert_eq!(container["readinessProbe"]["grpc"]["service"], role, "{name}");
+                // Where gRPC has TLS, which the kubelet has not, the probes ask the HTTP port.
+                let probes = if container["livenessProbe"]["grpc"].is_null() {
+                    ["/httpGet/path", "/healthz", "/healthz", "/readyz"]
+                } else {
+                    ["/grpc/service", "liveness", "liveness", role]
+                };
+                let [asked, startup, liveness, readiness] = probes;
+                for (probe, expected) in [
+                    ("startupProbe", startup),
+                    ("livenessProbe", liveness),
+                    ("readinessProbe", readiness),
+                ] {
+                    let found = container[probe].pointer(asked).and_then(Value::as_str);
+                    assert_eq!(found, Some(expected), "{name}: {role}: {probe}");
+                }
             }
         }
     }
@@ -408,55 +414,4 @@ fn further_objects_are_templates() {
     let objects = helm.objects(&Input::values(values));
     objects.get("ConfigMap", "herald-a");
     objects.get("ConfigMap", "b");
-}
-
-#[test]
-fn every_pod_is_under_a_policy_that_denies_all_else() {
-    let Some(helm) = Helm::find() else { return };
-    for (name, objects) in renderings(&helm) {
-        let policies: Vec<&Value> = objects.of_kind("NetworkPolicy").collect();
-        for policy in &policies {
-            assert_eq!(
-                policy["spec"]["policyTypes"],
-                json!(["Ingress", "Egress"]),
-                "{name}: {}",
-                id(policy)
-            );
-        }
-        for pod in objects.pods() {
-            let component = &pod.metadata["labels"]["app.kubernetes.io/component"];
-            let of_component = policies.iter().filter(|policy| {
-                policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == *component
-            });
-            assert_eq!(of_component.count(), 1, "{name}: {}", pod.owner);
-        }
-    }
-}
-
-#[test]
-fn only_push_reaches_the_internet_and_only_the_secrets_job_the_api_server() {
-    let Some(helm) = Helm::find() else { return };
-    let objects = helm.objects(&Input::default());
-    for policy in objects.of_kind("NetworkPolicy") {
-        let anywhere = items(&policy["spec"]["egress"]).iter().any(|rule| {
-            items(&rule["to"]).is_empty() || items(&rule["to"]).iter().any(|peer| !peer["ipBlock"].is_null())
-        });
-        let allowed = ["herald-push", "herald-secrets"].map(|name| format!("NetworkPolicy {name}"));
-        assert_eq!(anywhere, allowed.contains(&id(policy)), "{}", id(policy));
-    }
-    let push = &objects.get("NetworkPolicy", "herald-push")["spec"]["egress"];
-    let public = items(push)
-        .iter()
-        .flat_map(|rule| items(&rule["to"]))
-        .find(|peer| peer["ipBlock"]["cidr"] == "0.0.0.0/0");
-    let except = &public.unwrap()["ipBlock"]["except"];
-    for private in [
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "169.254.0.0/16",
-        "127.0.0.0/8",
-    ] {
-        assert!(items(except).contains(&private.into()), "{private}");
-    }
 }

@@ -194,7 +194,7 @@ fn everything_listens_on_the_address_of_an_ipv6_cluster() {
 #[test]
 fn every_object_can_be_patched_by_its_name() {
     let Some(helm) = Helm::find() else { return };
-    let values = "autoscaling: {mode: keda}\nmetrics: {podMonitor: {enabled: true}}\ningress: {enabled: true, hosts: [a.example], tls: [{secretName: \
+    let values = "autoscaling: {mode: keda}\nmetrics: {podMonitor: {enabled: true}, rules: {enabled: true}, dashboards: {enabled: true}}\ningress: {enabled: true, hosts: [a.example], tls: [{secretName: \
                   a}]}\ngrpcRoute: {enabled: true, parentRefs: [{name: a}]}\nanalytics: {storage: {type: persistentVolumeClaim}}\nnats: {replicas: 3}\n";
     let objects = helm.objects(&Input::values(values));
     // The name of a Job has a hash of the patches.

@@ -44,7 +44,7 @@ pub(crate) fn follows(reader: usize, author: usize) -> bool {
     author == 0 || (reader + author).is_multiple_of(3)
 }
 
-/// The API, at one address.
+/// The public API, at one address.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     clients: Clients,
@@ -59,9 +59,12 @@ impl Api {
             .http2_keep_alive_interval(Duration::from_secs(2))
             .keep_alive_timeout(Duration::from_secs(2))
             .keep_alive_while_idle(true);
+        let channel = endpoint.connect_lazy();
         Self {
             clients: Clients {
-                channel: endpoint.connect_lazy(),
+                // Operators' calls are made in a pod of the gateway: the policies close the operator port.
+                operators: channel.clone(),
+                channel,
             },
         }
     }

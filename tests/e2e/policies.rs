@@ -57,6 +57,7 @@ pub(crate) async fn hold(cluster: &Cluster, log: Log) {
         ("graph", 7700),
         ("analytics", 7700),
         ("deadletter", 7700),
+        ("operator", 7702),
         ("jaeger", 4317),
     ];
     for (service, port) in closed {

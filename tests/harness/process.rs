@@ -11,6 +11,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::Clients;
+
 const START_LIMIT: Duration = Duration::from_mins(2);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
@@ -18,6 +20,7 @@ const STOP_LIMIT: Duration = Duration::from_mins(1);
 struct Ready {
     roles: Vec<String>,
     grpc: String,
+    operator_grpc: Option<String>,
     internal_grpc: Option<String>,
     http: String,
 }
@@ -71,9 +74,9 @@ impl Process {
         let dir = TempDir::new().expect("a temporary directory");
         let log = File::create(dir.path().join("log")).expect("a log file");
         let mut all = vec!["serve", roles, "--output", "json", "--allow-private-endpoints"];
-        for (flag, free) in [("--grpc", "127.0.0.1:0"), ("--http", "127.0.0.1:0")] {
+        for flag in ["--grpc", "--operator-grpc", "--http"] {
             if !arguments.contains(&flag) {
-                all.extend([flag, free]);
+                all.extend([flag, "127.0.0.1:0"]);
             }
         }
         let mut child = Command::new(program)
@@ -119,6 +122,17 @@ impl Process {
     /// URL of the gRPC listener.
     pub fn url(&self) -> String {
         format!("http://{}", self.ready.grpc)
+    }
+
+    /// URL of the operator port of a process with the gateway.
+    pub fn operator_url(&self) -> String {
+        let address = self.ready.operator_grpc.as_ref();
+        format!("http://{}", address.expect("the process has the gateway"))
+    }
+
+    /// gRPC clients of a process with the gateway.
+    pub async fn clients(&self) -> Clients {
+        Clients::connect(self.url(), self.operator_url()).await
     }
 
     /// URL of the internal gRPC listener of a process with the gateway.
@@ -176,6 +190,10 @@ impl Process {
     pub async fn cli(&self, arguments: &[&str]) -> Value {
         let mut all = arguments.to_vec();
         all.extend(["--output", "json"]);
-        crate::run_json(&self.program, &all, &[("HERALD_SERVER", &self.url())]).await
+        let variables = [
+            ("HERALD_SERVER", &*self.url()),
+            ("HERALD_OPERATOR_SERVER", &*self.operator_url()),
+        ];
+        crate::run_json(&self.program, &all, &variables).await
     }
 }

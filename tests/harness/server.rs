@@ -13,7 +13,7 @@ use herald_proto::v1::{
     delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
     graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
     post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
-    timeline_service_client::TimelineServiceClient,
+    timeline_service_client::TimelineServiceClient, user_data_service_client::UserDataServiceClient,
 };
 use rustix::process::{Pid, Signal};
 use serde::Deserialize;
@@ -66,6 +66,7 @@ pub fn ack_wait_variables(seconds: u64) -> Vec<(String, String)> {
 struct Ready {
     event: String,
     grpc: String,
+    operator_grpc: String,
     http: String,
     nats: String,
     nats_pid: Option<u32>,
@@ -94,7 +95,12 @@ impl Herald {
             Path::new(program),
             dir.path(),
             &options,
-            ("127.0.0.1:0", "127.0.0.1:0", 0),
+            Listen {
+                grpc: "127.0.0.1:0",
+                operator_grpc: "127.0.0.1:0",
+                http: "127.0.0.1:0",
+                nats_port: 0,
+            },
         )
         .await;
         Self {
@@ -109,6 +115,11 @@ impl Herald {
     /// URL of the gRPC listener.
     pub fn url(&self) -> String {
         format!("http://{}", self.ready.grpc)
+    }
+
+    /// URL of the operator port.
+    pub fn operator_url(&self) -> String {
+        format!("http://{}", self.ready.operator_grpc)
     }
 
     /// Address of the health and metrics listener.
@@ -176,11 +187,12 @@ impl Herald {
                 .and_then(|port| port.parse().ok())
                 .expect("an address ends with a port")
         };
-        let listen = (
-            self.ready.grpc.as_str(),
-            self.ready.http.as_str(),
-            port(&self.ready.nats),
-        );
+        let listen = Listen {
+            grpc: &self.ready.grpc,
+            operator_grpc: &self.ready.operator_grpc,
+            http: &self.ready.http,
+            nats_port: port(&self.ready.nats),
+        };
         let (child, ready) = spawn(&self.program, self.dir.path(), &self.options, listen).await;
         self.child = child;
         self.ready = ready;
@@ -234,45 +246,41 @@ impl Herald {
         crate::run_json(
             self.program.to_str().expect("a readable path"),
             &all,
-            &[("HERALD_SERVER", &self.url())],
+            &[
+                ("HERALD_SERVER", &self.url()),
+                ("HERALD_OPERATOR_SERVER", &self.operator_url()),
+            ],
         )
         .await
     }
 
     /// Connects gRPC clients.
     pub async fn clients(&self) -> Clients {
-        let channel = Endpoint::from_shared(self.url())
-            .expect("an address")
-            .connect()
-            .await
-            .expect("the server listens");
-        Clients { channel }
+        Clients::connect(self.url(), self.operator_url()).await
     }
 }
 
-async fn spawn(
-    program: &Path,
-    dir: &Path,
-    options: &Options,
-    (grpc, http, nats_port): (&str, &str, u16),
-) -> (Child, Ready) {
+/// Where a mesh listens.
+struct Listen<'a> {
+    grpc: &'a str,
+    operator_grpc: &'a str,
+    http: &'a str,
+    nats_port: u16,
+}
+
+async fn spawn(program: &Path, dir: &Path, options: &Options, listen: Listen<'_>) -> (Child, Ready) {
     let log = File::options()
         .create(true)
         .append(true)
         .open(dir.join("log"))
         .expect("a log file");
+    // Without servers of the test.
+    let has_url = options.arguments.iter().any(|argument| argument == "--nats-url");
+    let own_nats = (!has_url).then(|| listen.nats_port.to_string());
     let mut child = Command::new(program)
-        .args([
-            "up",
-            "--output",
-            "json",
-            "--grpc",
-            grpc,
-            "--http",
-            http,
-            "--nats-port",
-            &nats_port.to_string(),
-        ])
+        .args(["up", "--output", "json", "--grpc", listen.grpc])
+        .args(["--operator-grpc", listen.operator_grpc, "--http", listen.http])
+        .args(own_nats.iter().flat_map(|port| ["--nats-port", port]))
         .arg("--data-dir")
         .arg(dir.join("data"))
         .args(&options.arguments)
@@ -308,11 +316,25 @@ async fn spawn(
 /// gRPC clients of all services.
 #[derive(Debug, Clone)]
 pub struct Clients {
-    /// The shared connection.
+    /// The shared connection to the public port.
     pub channel: Channel,
+    /// The shared connection to the operator port.
+    pub operators: Channel,
 }
 
 impl Clients {
+    /// Connects to both ports of a gateway.
+    pub async fn connect(url: String, operator_url: String) -> Self {
+        let connect = async |url: String| {
+            let endpoint = Endpoint::from_shared(url).expect("an address");
+            endpoint.connect().await.expect("the server listens")
+        };
+        Self {
+            channel: connect(url).await,
+            operators: connect(operator_url).await,
+        }
+    }
+
     /// Whether no consumer has pending or unacknowledged messages and LATER is empty.
     pub async fn is_idle(&self) -> bool {
         let lag = self.mesh().get_lag(GetLagRequest {}).await;
@@ -329,27 +351,32 @@ impl Clients {
 }
 
 macro_rules! clients {
-    ($($name:ident: $client:ident,)*) => {
+    ($($channel:ident { $($name:ident: $client:ident,)* })*) => {
         impl Clients {
-            $(
+            $($(
                 /// A client of the service.
                 pub fn $name(&self) -> $client<Channel> {
-                    $client::new(self.channel.clone())
+                    $client::new(self.$channel.clone())
                 }
-            )*
+            )*)*
         }
     };
 }
 
 clients! {
-    posts: PostServiceClient,
-    graph: GraphServiceClient,
-    devices: DeviceServiceClient,
-    preferences: PreferenceServiceClient,
-    timelines: TimelineServiceClient,
-    deliveries: DeliveryServiceClient,
-    analytics: AnalyticsServiceClient,
-    audit: AuditServiceClient,
-    dead_letters: DeadLetterServiceClient,
-    mesh: MeshServiceClient,
+    channel {
+        posts: PostServiceClient,
+        graph: GraphServiceClient,
+        devices: DeviceServiceClient,
+        preferences: PreferenceServiceClient,
+        timelines: TimelineServiceClient,
+        deliveries: DeliveryServiceClient,
+        analytics: AnalyticsServiceClient,
+    }
+    operators {
+        audit: AuditServiceClient,
+        dead_letters: DeadLetterServiceClient,
+        mesh: MeshServiceClient,
+        user_data: UserDataServiceClient,
+    }
 }

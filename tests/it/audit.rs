@@ -15,7 +15,12 @@ const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) async fn audit(herald: &Herald, arguments: &[&str]) -> (Output, Vec<Value>) {
     let mut all = vec!["audit", "--output", "json"];
     all.extend(arguments);
-    let done = run(HERALD, &all, &[("HERALD_SERVER", &herald.url())]).await;
+    let done = run(
+        HERALD,
+        &all,
+        &[("HERALD_OPERATOR_SERVER", &herald.operator_url())],
+    )
+    .await;
     let lines = done
         .stdout
         .lines()

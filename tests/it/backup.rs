@@ -17,7 +17,7 @@ async fn herald(arguments: &[&str]) -> Output {
 }
 
 async fn timeline(herald: &Herald, reader: &str) -> BTreeSet<u64> {
-    let timeline = herald.cli(&["timeline", reader, "--page-size", "200"]).await;
+    let timeline = herald.cli(&["timeline", reader, "--all"]).await;
     let entries = timeline["entries"].as_array().unwrap();
     let ids: Vec<u64> = entries
         .iter()
@@ -110,8 +110,37 @@ async fn a_backup_of_a_running_mesh_makes_a_working_one() {
     settle(&mesh).await;
     audit(&mesh, &["--repair"]).await;
     settle(&mesh).await;
-    let (clean, lines) = audit(&mesh, &[]).await;
-    assert_eq!(clean.code, 0, "{lines:?}");
+    // A post that was accepted between the copies of the streams and of the store can be planned in the store and not be
+    // archived there. The audit says so, and finds nothing else.
+    let (_, lines) = audit(&mesh, &[]).await;
+    let findings = || {
+        lines
+            .iter()
+            .map(|line| &line["finding"])
+            .filter(|finding| !finding.is_null())
+    };
+    let unarchived = findings().filter(|finding| finding["kind"] == "unarchived");
+    let lost: BTreeSet<u64> = unarchived
+        .map(|finding| finding["post_id"].as_u64().unwrap())
+        .collect();
+    assert!(lost.is_subset(&during), "{lines:?}");
+    assert!(
+        findings().all(|finding| lost.contains(&finding["post_id"].as_u64().unwrap())),
+        "{lines:?}"
+    );
+    // Analytics has counted the posts that it had not come to when the backup was made.
+    let stats = mesh.cli(&["stats"]).await;
+    assert!(
+        !mesh.log().contains("the continuous audit has a finding"),
+        "{}",
+        mesh.log()
+    );
+    let found = timeline(&mesh, "ann").await.len();
+    let counted = stats["totals"]["post_count"].as_u64().unwrap() as usize;
+    assert!(
+        (found..=found + lost.len()).contains(&counted),
+        "{found}: {stats}"
+    );
     let known: BTreeSet<u64> = before.union(&during).copied().collect();
     let new = mesh.cli(&["post", "--author", "bob", "--text", "new"]).await;
     let new = new["post_id"].as_u64().unwrap();

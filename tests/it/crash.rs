@@ -11,7 +11,7 @@ use std::{
 
 use futures::{StreamExt, stream};
 use harness::{Clients, Herald, Options, ack_wait_variables, until};
-use herald_proto::v1;
+use herald_proto::v1::{self, post_service_client::PostServiceClient};
 use tonic::{Code, transport::Endpoint};
 
 use crate::HERALD;
@@ -75,7 +75,7 @@ async fn write_posts(
     stop: Arc<AtomicBool>,
 ) {
     let channel = Endpoint::from_shared(url).unwrap().connect_lazy();
-    let clients = Clients { channel };
+    let posts = PostServiceClient::new(channel);
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         let author = (writer + n) % AUTHORS;
@@ -89,7 +89,7 @@ async fn write_posts(
         loop {
             let mut call = tonic::Request::new(request.clone());
             call.set_timeout(Duration::from_secs(2));
-            match clients.posts().submit_post(call).await {
+            match posts.clone().submit_post(call).await {
                 Ok(answer) => {
                     let before = accepted
                         .lock()

@@ -198,8 +198,8 @@ async fn a_refused_push_is_redriven_and_delivered_once() {
     );
 
     // A second redrive is refused, and no device receives the push twice.
-    let url = herald.url();
-    let again = harness::run(HERALD, &["dlq", "redrive", &id], &[("HERALD_SERVER", &url)]).await;
+    let server = ("HERALD_OPERATOR_SERVER", &*herald.operator_url());
+    let again = harness::run(HERALD, &["dlq", "redrive", &id], &[server]).await;
     assert_eq!(again.code, 1, "{again:?}");
     assert!(again.stderr.contains("ALREADY_REDRIVEN"), "{again:?}");
     let clients = herald.clients().await;

@@ -16,6 +16,7 @@ use crate::{
     HERALD,
     serve_cluster::{LIMIT, NOT_SERVING, World, follow_with_device, health, until_delivered},
     surface::http_get,
+    user_data::cluster::erase,
 };
 
 /// A NATS server whose users are those that Herald prints, and their keys.
@@ -89,7 +90,24 @@ async fn roles_work_with_users_of_their_own() {
         return;
     };
     deliver_fail_redrive_and_audit(&restricted).await;
+    a_gateway_may_read_what_the_doctor_does(&restricted).await;
     only_what_a_role_does_is_allowed(&restricted).await;
+}
+
+async fn a_gateway_may_read_what_the_doctor_does(restricted: &Restricted) {
+    let before = restricted.violations();
+    let variables = restricted.variables("gateway");
+    let variables: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    let done = run(HERALD, &["doctor", "--output", "json"], &variables).await;
+    let report: serde_json::Value = serde_json::from_str(&done.stdout).unwrap();
+    let has = |key: &str, text: &str| report[key].to_string().contains(text);
+    assert!(!has("findings", "unreadable"), "{report:#}");
+    // The store was compared, which reads messages.
+    assert!(!has("not_checked", "stream-lost-tail"), "{report:#}");
+    assert_eq!(restricted.violations(), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,6 +242,7 @@ async fn deliver_fail_redrive_and_audit(restricted: &Restricted) {
     .await;
 
     gateway.cli(&["delete", "3", "--author", "107"]).await;
+    erase(&restricted.world, &gateway, "200").await;
     gateway.cli(&["prefs", "set", "eve", "--mute", "107"]).await;
     let lag = gateway.cli(&["lag"]).await;
     assert_eq!(lag["streams"].as_array().map(Vec::len), Some(9), "{lag}");
@@ -237,8 +256,8 @@ async fn deliver_fail_redrive_and_audit(restricted: &Restricted) {
     })
     .await;
     until("the audit finds nothing", LIMIT, || async {
-        let url = gateway.url();
-        let audit = run(HERALD, &["audit", "--repair"], &[("HERALD_SERVER", &url)]).await;
+        let server = ("HERALD_OPERATOR_SERVER", &*gateway.operator_url());
+        let audit = run(HERALD, &["audit", "--repair"], &[server]).await;
         audit.code == 0
     })
     .await;

@@ -51,7 +51,17 @@ impl Target {
         ];
         let dir = data_dir.to_str().unwrap();
         let arguments = ["migrate", "--data-dir", dir, "--output", "json"];
-        run(HERALD, &arguments, &variables).await
+        let refused = run(HERALD, &arguments, &variables).await;
+        assert!(
+            refused.code == 2 && refused.stderr.contains("--plain-devices"),
+            "{refused:?}"
+        );
+        run(
+            HERALD,
+            &[&arguments[..], &["--plain-devices"]].concat(),
+            &variables,
+        )
+        .await
     }
 
     /// The arguments of `herald up` on the moved data.
@@ -67,6 +77,8 @@ async fn refusal(arguments: &[&str]) -> String {
     let mut all = vec![
         "up",
         "--grpc",
+        "127.0.0.1:0",
+        "--operator-grpc",
         "127.0.0.1:0",
         "--http",
         "127.0.0.1:0",

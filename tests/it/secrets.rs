@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::HERALD;
 
 /// The settings that can hold a secret, each with a value that has `hunter2` in its secret part.
-const SECRETS: [(&str, &str); 11] = [
+const SECRETS: [(&str, &str); 14] = [
     ("nats.url", "nats://me:hunter2@127.0.0.1:1"),
     ("nats.password", "hunter2"),
     ("nats.token", "hunter2"),
@@ -21,6 +21,15 @@ const SECRETS: [(&str, &str); 11] = [
     ("peers.graph", "http://me:hunter2@127.0.0.1:1"),
     ("peers.analytics", "http://me:hunter2@127.0.0.1:1"),
     ("push.vapid_private_key", "hunter2"),
+    (
+        "store.encryption.key",
+        "hunter2AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    ),
+    (
+        "store.encryption.previous_keys",
+        "hunter2BAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    ),
+    ("auth.root_key", "hunter2-hunter2-hunter2-hunter2-hunter2"),
 ];
 
 /// A setting with such a word in its name is a secret, or listed here because it is none.
@@ -33,7 +42,12 @@ const SECRET_WORDS: [&str; 7] = [
     "secret",
     "private",
 ];
-const NO_SECRETS: [&str; 2] = ["gateway.endpoints.allow_private", "push.endpoints.allow_private"];
+const NO_SECRETS: [&str; 3] = [
+    "gateway.endpoints.allow_private",
+    "push.endpoints.allow_private",
+    // With a user or password it is refused.
+    "auth.jwt.jwks_url",
+];
 
 /// The environment variable of a setting.
 fn variable(key: &str) -> String {
@@ -161,6 +175,8 @@ async fn a_start_logs_no_secret() {
             "--log",
             "debug",
             "--grpc",
+            "127.0.0.1:0",
+            "--operator-grpc",
             "127.0.0.1:0",
             "--http",
             "127.0.0.1:0",

@@ -183,7 +183,7 @@ async fn a_gateway_starts_without_the_stores_and_accepts_posts() {
         let done = run(
             HERALD,
             &["audit", "--output", "json"],
-            &[("HERALD_SERVER", &gateway.url())],
+            &[("HERALD_OPERATOR_SERVER", &gateway.operator_url())],
         )
         .await;
         done.code == 0

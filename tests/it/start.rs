@@ -15,7 +15,7 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use crate::{HERALD, surface::http_get};
+use crate::{HERALD, certificates::Certificates, surface::http_get};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -24,6 +24,7 @@ async fn up(data_dir: &Path, arguments: &[&str]) -> Output {
     let mut all = vec!["up", "--data-dir", data_dir.to_str().unwrap()];
     for (flag, free) in [
         ("--grpc", "127.0.0.1:0"),
+        ("--operator-grpc", "127.0.0.1:0"),
         ("--http", "127.0.0.1:0"),
         ("--nats-port", "0"),
     ] {
@@ -47,6 +48,8 @@ impl Up {
             .args([
                 "up",
                 "--grpc",
+                "127.0.0.1:0",
+                "--operator-grpc",
                 "127.0.0.1:0",
                 "--http",
                 "127.0.0.1:0",
@@ -86,7 +89,12 @@ async fn a_port_in_use_is_one_sentence_with_its_flag() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let address = format!("127.0.0.1:{port}");
-    for (flag, value) in [("--nats-port", &port), ("--grpc", &address), ("--http", &address)] {
+    for (flag, value) in [
+        ("--nats-port", &port),
+        ("--grpc", &address),
+        ("--operator-grpc", &address),
+        ("--http", &address),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let done = up(dir.path(), &[flag, value]).await;
         assert_eq!(done.code, 1, "{done:?}");
@@ -230,6 +238,32 @@ async fn a_wrong_port_is_named() {
             "{done:?}"
         );
         assert!(!done.stderr.contains("h2"), "{done:?}");
+        let done = run(HERALD, &["dlq", "list"], &[("HERALD_OPERATOR_SERVER", server)]).await;
+        let named = format!("{server} is {what}");
+        for part in [&named, "not Herald's operator port", "--operator-server"] {
+            assert!(done.stderr.contains(part), "{part}: {done:?}");
+        }
+    }
+    // The two ports of a gateway, in place of each other.
+    for (command, variable, server, port) in [
+        (
+            ["delivery", "1"],
+            "HERALD_SERVER",
+            herald.operator_url(),
+            "the public port",
+        ),
+        (
+            ["dlq", "list"],
+            "HERALD_OPERATOR_SERVER",
+            herald.url(),
+            "the operator port",
+        ),
+    ] {
+        let done = run(HERALD, &command, &[(variable, &server)]).await;
+        assert_eq!(done.code, 1, "{done:?}");
+        for part in ["WRONG_PORT", port, variable] {
+            assert!(done.stderr.contains(part), "{part}: {done:?}");
+        }
     }
 }
 
@@ -259,6 +293,36 @@ async fn the_demo_shows_pushes_and_removes_its_device() {
     .await;
     assert_eq!(devices["devices"], serde_json::json!([]), "{devices}");
     assert_eq!(again.interrupt().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_runs_over_tls_also_with_a_certificate_of_an_unknown_authority() {
+    let certificates = Certificates::new();
+    let [certificate, key, clients] = [
+        certificates.certificate(),
+        certificates.key(),
+        certificates.authority(),
+    ]
+    .map(|file| file.display().to_string());
+    let own = [
+        ("HERALD_TLS__CERT_FILE", &*certificate),
+        ("HERALD_TLS__KEY_FILE", &*key),
+        // The certificate is one for clients, too.
+        ("HERALD_TLS__CLIENT_CA_FILE", &*clients),
+    ];
+    for (arguments, variables) in [
+        (&["--demo", "--tls", "--auth"] as &[_], &[] as &[_]),
+        (&["--demo"], &own[..2]),
+        (&["--demo"], &own),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = Up::start(dir.path(), arguments, variables);
+        let ready = server.event().await;
+        assert_eq!((&ready["event"], &ready["tls"]), (&"ready".into(), &true.into()));
+        let push = server.event().await;
+        assert_eq!(push["event"], "push", "{arguments:?} {variables:?}: {push}");
+        assert_eq!(server.interrupt().await, 0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

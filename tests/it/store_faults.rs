@@ -188,6 +188,8 @@ async fn refused(data_dir: &Path) -> String {
         "up",
         "--grpc",
         "127.0.0.1:0",
+        "--operator-grpc",
+        "127.0.0.1:0",
         "--http",
         "127.0.0.1:0",
         "--nats-port",

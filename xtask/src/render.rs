@@ -14,7 +14,8 @@ use serde_json::Value;
 use crate::{cargo, root};
 
 /// Kinds that the values of the golden files use, and that a cluster may lack.
-const API_VERSIONS: [&str; 3] = [
+const API_VERSIONS: [&str; 4] = [
+    "cert-manager.io/v1",
     "keda.sh/v1alpha1",
     "gateway.networking.k8s.io/v1/GRPCRoute",
     "monitoring.coreos.com/v1",

@@ -22,7 +22,9 @@ struct Advisory {
 /// consumer's state was older than the stream when the server was killed. The deadletter service ignores it as well.
 const MESSAGE_DELETED: &str = "Unacknowledged message was deleted";
 
-/// Whether the advisory is about a redriven message of a known dead letter. Its failure reopened that dead letter.
+/// Whether the advisory is about a redriven message that needs no dead letter of its own: its failure reopened the dead
+/// letter that it was redriven from. True also if REDRIVE no longer has the message, because then nothing tells its
+/// dead letter.
 async fn is_redrive_of_dead_letter(
     auditor: &Auditor,
     dead_letters: &DeadLetterIndex,
@@ -32,7 +34,11 @@ async fn is_redrive_of_dead_letter(
         return Ok(false);
     }
     let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
-    let redriven = message.and_then(|message| message.redriven());
+    let Some(message) = message else {
+        // An erasure has deleted it, or it is past its retention.
+        return Ok(true);
+    };
+    let redriven = message.redriven();
     Ok(redriven.is_some_and(|redriven| dead_letters.contains(redriven.dead_letter)))
 }
 

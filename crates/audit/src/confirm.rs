@@ -297,21 +297,38 @@ impl<'a> Run<'a> {
 
     async fn recheck_miscounted(&mut self, post: PostId, current: &CurrentState<'_>) -> Result<()> {
         let in_flight = current.in_flight;
-        let Some(plan) = current.plan else { return Ok(()) };
+        let chunks = || current.plan.iter().flat_map(|plan| &plan.chunks);
         let is_delivering = |chunk: &ChunkState| in_flight.is_delivering(&(post, chunk.channel, chunk.chunk));
-        if in_flight.events || in_flight.dead_letters || plan.chunks.iter().any(is_delivering) {
+        if in_flight.events
+            || in_flight.is_counting(post)
+            || in_flight.dead_letters
+            || chunks().any(is_delivering)
+        {
             return Ok(());
         }
-        let Some((counted, settled)) = totals::compare_totals(self.auditor, post, plan).await? else {
+        let Some((counted, settled)) = totals::compare_totals(self.auditor, post, current.plan).await? else {
             return Ok(());
         };
+        let is_post_counted = counted[0] == settled[0];
+        let are_deliveries_counted = counted[1..] == settled[1..];
+        if are_deliveries_counted && current.dead_letters.explains_post(post, &["analytics-posts"]) {
+            return Ok(());
+        }
         let detail = format!(
-            "analytics has {counted:?}, the ledger has {settled:?} (timeline delivered; push delivered, suppressed, \
-             expired, dead)"
+            "analytics has {counted:?}, the ledger has {settled:?} (post accepted; timeline delivered; push delivered, \
+             suppressed, expired, dead)"
         );
         let mut finding = Finding::of_post(FindingKind::Miscounted, post, detail);
         if let Some(repair) = &mut self.repair {
-            finding.repaired = repair.recount(post, plan).await;
+            finding.repaired = Repaired::Sent;
+            if !is_post_counted {
+                finding.repaired = repair.count_post(post).await;
+            }
+            if let Some(plan) = current.plan.filter(|_| !are_deliveries_counted)
+                && finding.repaired == Repaired::Sent
+            {
+                finding.repaired = repair.recount(post, plan).await;
+            }
         }
         self.report(finding).await
     }

@@ -20,6 +20,10 @@ pub(crate) struct InFlight {
     fanout_floors: [Option<u64>; 3],
     /// Posts above the floor may not be archived yet.
     archive_floor: Option<u64>,
+    /// Posts above the floor may not be counted by analytics yet.
+    counting_floor: Option<u64>,
+    /// Posts with a redriven message in flight that counts them.
+    counting: HashSet<PostId>,
     /// Posts with a message in flight that expands them.
     expanding: HashSet<PostId>,
     /// Posts with a redriven message in flight that archives them.
@@ -64,6 +68,11 @@ impl InFlight {
         self.archiving.contains(&post) || self.archive_floor.is_some_and(|floor| post.0 > floor)
     }
 
+    /// Whether analytics may still count the post.
+    pub(crate) fn is_counting(&self, post: PostId) -> bool {
+        self.counting.contains(&post) || self.counting_floor.is_some_and(|floor| post.0 > floor)
+    }
+
     /// Whether a message that delivers the chunk is in flight.
     pub(crate) fn is_delivering(&self, chunk: &ChunkKey) -> bool {
         self.chunks.contains(chunk)
@@ -77,6 +86,9 @@ impl InFlight {
             if spec.stream == streams::POSTS {
                 if spec.name == consumers::ARCHIVE {
                     self.archive_floor = Some(floor);
+                }
+                if spec.name == consumers::ANALYTICS_POSTS {
+                    self.counting_floor = Some(floor);
                 }
                 for lane in Lane::ALL {
                     if spec.name == consumers::fanout(lane) {
@@ -94,6 +106,8 @@ impl InFlight {
                         let post = PostId(sequence);
                         if spec.name.ends_with(consumers::ARCHIVE) {
                             self.archiving.insert(post);
+                        } else if spec.name.ends_with(consumers::ANALYTICS_POSTS) {
+                            self.counting.insert(post);
                         } else {
                             self.expanding.insert(post);
                         }

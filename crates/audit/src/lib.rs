@@ -79,6 +79,8 @@ pub struct Limits {
     pub timeline_entries_max: usize,
     /// Retention of timeline entries.
     pub timeline_age_max: std::time::Duration,
+    /// Retention of posts; `None` without end. Older posts of POSTS that the archive lacks were removed.
+    pub post_age_max: Option<std::time::Duration>,
     /// Share of time that the audit works, above 0 and at most 1; it sleeps in between to leave resources to live
     /// traffic. 1 never sleeps.
     pub work_share: f64,
@@ -91,6 +93,7 @@ impl Default for Limits {
             timelines: true,
             timeline_entries_max: 800,
             timeline_age_max: std::time::Duration::from_hours(30 * 24),
+            post_age_max: None,
             work_share: 1.0,
         }
     }

@@ -3,7 +3,7 @@
 //! A post is in POSTS, in the archive, in the ledger, or in several of them. The pass takes them all, ascending: a post
 //! that only the archive has reached nobody.
 
-use std::{collections::VecDeque, pin::Pin};
+use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt as _};
 use herald_mesh::{RawMessage, Subject, streams};
@@ -11,7 +11,7 @@ use herald_model::{Channel, Lane, PostId, time::Timestamp};
 use herald_store::ChunkState;
 
 use crate::{
-    Auditor, Error, Finding, FindingKind, Result, Scope,
+    Auditor, Error, Finding, FindingKind, Limits, Result, Scope,
     confirm::{Run, Suspect},
     isolated,
     pairs::Pair,
@@ -30,6 +30,21 @@ struct Accepted {
     id: PostId,
     /// `None` if POSTS no longer has the post.
     lane: Option<Lane>,
+    /// When POSTS stored it; `None` if POSTS no longer has it.
+    stored_at: Option<Timestamp>,
+}
+
+/// Maximum difference of two clocks: that of the gateway, whose time of acceptance retention uses, and the broker's.
+const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_hours(1);
+
+impl Accepted {
+    /// Whether retention may have removed the post, although POSTS has it.
+    fn may_be_removed(&self, limits: &Limits) -> bool {
+        let (Some(keep), Some(stored_at)) = (limits.post_age_max, self.stored_at) else {
+            return false;
+        };
+        Timestamp::now().since(stored_at) + CLOCK_DIFFERENCE_MAX >= keep
+    }
 }
 
 type Messages = Pin<Box<dyn Stream<Item = herald_mesh::Result<RawMessage>> + Send>>;
@@ -176,6 +191,9 @@ impl<'a> Pass<'a> {
             {
                 continue;
             }
+            if archived.is_none() && unreadable.is_none() && post.may_be_removed(&auditor.limits) {
+                continue;
+            }
             run.summary.posts += 1;
             let plan = match read_plan(auditor, post.id).await? {
                 Ok(plan) => plan,
@@ -208,6 +226,17 @@ impl<'a> Pass<'a> {
             let post_index = window.posts.len() as u32;
             window.posts.push(post.id);
             window.backfilled.push(Vec::new());
+            if plan.is_some() || is_owed {
+                match unreadable_as_finding(
+                    post.id,
+                    "totals",
+                    totals::compare_totals(auditor, post.id, plan.as_ref()).await,
+                )? {
+                    Ok(None) => {}
+                    Ok(Some(_)) => window.suspects.push(Suspect::Miscounted(post.id)),
+                    Err(unreadable) => run.report(unreadable).await?,
+                }
+            }
             let Some(plan) = plan else { continue };
             for (channel, chunk, _) in &plan.unplanned {
                 let detail = "the ledger has an outcome of a chunk that was not planned";
@@ -233,15 +262,6 @@ impl<'a> Pass<'a> {
                     window.add_pairs(chunk, post_index, !past_retention && !is_deleted);
                 }
             }
-            match unreadable_as_finding(
-                post.id,
-                "totals",
-                totals::compare_totals(auditor, post.id, &plan).await,
-            )? {
-                Ok(None) => {}
-                Ok(Some(_)) => window.suspects.push(Suspect::Miscounted(post.id)),
-                Err(unreadable) => run.report(unreadable).await?,
-            }
             if let Some(backfilled) = window.backfilled.last_mut() {
                 *backfilled = plan.backfilled;
             }
@@ -260,16 +280,17 @@ impl<'a> Pass<'a> {
             let Some(id) = next.chain(self.stream_next.map(|post| post.id)).min() else {
                 break;
             };
-            let lane = match self.stream_next {
-                Some(post) if post.id == id => {
-                    self.advance_stream().await?;
-                    post.lane
-                }
-                _ => None,
-            };
+            let in_stream = self.stream_next.filter(|post| post.id == id);
+            if in_stream.is_some() {
+                self.advance_stream().await?;
+            }
             self.archive.take(id);
             self.ledger.take(id);
-            batch.push(Accepted { id, lane });
+            batch.push(in_stream.unwrap_or(Accepted {
+                id,
+                lane: None,
+                stored_at: None,
+            }));
         }
         Ok(batch)
     }
@@ -306,6 +327,7 @@ impl<'a> Pass<'a> {
                 Some(Accepted {
                     id: PostId(message.sequence),
                     lane: Subject::parse(&message.subject).and_then(Subject::lane),
+                    stored_at: Some(message.published_at),
                 })
             }
         };

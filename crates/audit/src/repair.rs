@@ -103,6 +103,11 @@ impl<'a> Repair<'a> {
         into_repaired(self.publish_dead_letter(key, chunk).await)
     }
 
+    /// Redrives the post to analytics, which counts it.
+    pub(crate) async fn count_post(&self, post: PostId) -> Repaired {
+        into_repaired(self.redrive_post(post, ConsumerKind::AnalyticsPosts).await)
+    }
+
     /// Publishes the settlement events of all chunks of a post again.
     pub(crate) async fn recount(&self, post: PostId, plan: &PostPlan) -> Repaired {
         into_repaired(self.publish_events(post, plan).await)
@@ -119,6 +124,9 @@ impl<'a> Repair<'a> {
         let Some(message) = message.map_err(|error| error.to_string())? else {
             let archived = self.read_archived_post(post).await;
             let archived = archived.map_err(|reason| format!("POSTS no longer has the post; {reason}"))?;
+            if archived.is_erased() {
+                return Err("the text of the post was erased".into());
+            }
             let message = herald_posts::created_message(&archived).encode_to_vec();
             let subject = Subject::PostCreated(archived.lane);
             return self

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
+use herald_cli::{client::OperatorClient, context::Context, failure::Failure, output::Show};
 use herald_mesh::{Mesh, consumers, streams};
 use herald_model::{Lane, time::Timestamp};
 use herald_proto::v1::{self, GetLagRequest};
@@ -174,7 +174,12 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         output: context.output,
     };
     let world = args.setup.start(None, progress, context).await?;
-    let World { client, graph, .. } = &world;
+    let World {
+        client,
+        operators,
+        graph,
+        ..
+    } = &world;
     let mesh = Mesh::connect(&herald_mesh::Config::at(world.server.nats()))
         .await
         .map_err(|error| Failure::failed(format!("can't connect to the server's NATS: {error}")))?;
@@ -199,7 +204,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let accepted = Timestamp::now();
     bar.finish_and_clear();
     let held = progress
-        .step("waiting until the queues are stable", wait_stable(client))
+        .step("waiting until the queues are stable", wait_stable(operators))
         .await?;
     let (rss_mb_queued, disk_mb_queued) = (world.server.rss_mb(), world.disk_mb());
     let left = accepted.plus(args.push_ttl).since(Timestamp::now());
@@ -222,7 +227,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let (mut most, mut began) = (None, None);
     let (high, drained) = tokio::try_join!(
         load::submit_at_rate(client, &high_authors, args.high_rate, options, |n| bar.inc(n)),
-        observe::wait_drained(client, &normal, |left| {
+        observe::wait_drained(operators, &normal, |left| {
             let first = *most.get_or_insert(left);
             if left < first {
                 began.get_or_insert_with(Timestamp::now);
@@ -230,7 +235,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         })
     )?;
     observe::wait_drained(
-        client,
+        operators,
         &["fanout-", "slice-", "timeline-", "push-", "archive", "analytics-"],
         |_| {},
     )
@@ -241,7 +246,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let ledger = progress
         .step("checking the ledger", verify::ledger(client, graph, &all))
         .await?;
-    let audit = progress.step("auditing", verify::audit(client)).await?;
+    let audit = progress.step("auditing", verify::audit(operators)).await?;
     let backlog: std::collections::HashSet<u64> = submitted.iter().map(|post| post.post_id).collect();
     let entries = world.sink.entries();
     let pushes: Vec<_> = entries
@@ -292,7 +297,7 @@ async fn pause(mesh: &Mesh, until: Option<Timestamp>) -> Result<(), Failure> {
 }
 
 /// Waits until the queues neither grow nor shrink; returns their sizes.
-async fn wait_stable(client: &Client) -> Result<Vec<QueuedStream>, Failure> {
+async fn wait_stable(client: &OperatorClient) -> Result<Vec<QueuedStream>, Failure> {
     let mut alike = 0;
     let mut last: Vec<u64> = Vec::new();
     let mut ticks = tokio::time::interval(STABLE_INTERVAL);

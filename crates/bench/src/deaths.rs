@@ -2,7 +2,12 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
+use herald_cli::{
+    client::{Client, OperatorClient},
+    context::Context,
+    failure::Failure,
+    output::Show,
+};
 use herald_model::time::Timestamp;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
@@ -118,7 +123,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             "several processes need the cluster engine: add --cluster, or --store and --timelines".to_owned(),
         ));
     }
-    let report = measure(&args, context).await?;
+    let report = Box::pin(measure(&args, context)).await?;
     context.output.show(&report)?;
     if report.kept {
         Ok(())
@@ -138,8 +143,11 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let data = setup.prepare().await?;
     let starting = Fleet::start(&data, args.replicas.into(), &setup.up, context);
     let fleet = progress.step("starting the processes", starting).await?;
-    let client = Client::connect(fleet.url(), context.global.rpc_timeout).await?;
-    let mut world = setup.load(fleet, client, graph, data, progress).await?;
+    let client = Client::connect(fleet.url(), context.caller()?).await?;
+    let operators = OperatorClient::connect(fleet.operator_url(), context.caller()?).await?;
+    let mut world = setup
+        .load(fleet, (client, operators), graph, data, progress)
+        .await?;
 
     let mut rng = StdRng::seed_from_u64(setup.seed);
     let posters: load::Authors = (0..args.posts)
@@ -164,10 +172,15 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     };
     bar.finish_and_clear();
     world.server.wait_ready().await?;
-    let World { client, graph, .. } = &world;
+    let World {
+        client,
+        operators,
+        graph,
+        ..
+    } = &world;
     let consumers = ["fanout-", "slice-", "timeline-", "push-", "archive", "analytics-"];
     let bar = progress.bar("waiting for the last delivery", 0);
-    observe::wait_drained(client, &consumers, |left| {
+    observe::wait_drained(operators, &consumers, |left| {
         bar.set_message(format!("{left} messages left"));
     })
     .await?;
@@ -176,7 +189,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
     let ledger = progress
         .step("checking the ledger", verify::ledger(client, graph, &submitted))
         .await?;
-    let audit = progress.step("auditing", verify::audit(client)).await?;
+    let audit = progress.step("auditing", verify::audit(operators)).await?;
     let pushes: Vec<_> = world
         .sink
         .entries()

@@ -37,7 +37,10 @@ Examples:
   Timelines with 50 entries and more, listed 500 times a second meanwhile:
     herald bench --users 20000 --followers 1000 --posts-before 2000 --posts 600 --rate 12 --list-rate 500
   An author with a million followers posts while other authors post:
-    herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20";
+    herald bench --users 1000001 --big-author 1000000 --followers 100 --posts 200 --rate 20
+  With authentication, by an API key that a root key makes:
+    export HERALD_AUTH__ENABLED=true HERALD_AUTH__ROOT_KEY=$ROOT_KEY HERALD_TOKEN=$ROOT_KEY
+    herald bench --api-key --users 20000 --followers 10 --posts 6000 --rate 1000";
 
 /// Arguments of the default benchmark.
 #[derive(Debug, clap::Args)]
@@ -100,14 +103,19 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         output: context.output,
     };
     let world = args.setup.start(args.big_author, progress, context).await?;
-    let World { client, graph, .. } = &world;
+    let World {
+        client,
+        operators,
+        graph,
+        ..
+    } = &world;
     let (graph, import_seconds) = (graph.clone(), world.import_seconds);
 
-    let before = submit_before(args, client, progress).await?;
+    let before = submit_before(args, &world, progress).await?;
     let readers = match args.list_rate {
         Some(rate) => {
             // A connection of their own: their answers are large.
-            let client = Client::connect(world.server.url(), context.global.rpc_timeout).await?;
+            let client = Client::connect(world.server.url(), context.caller()?).await?;
             let users = args.setup.choose_followers(&graph, READERS);
             Some(Readers::start(client, users, rate).await?)
         }
@@ -128,7 +136,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
             ])
         })
         .await?;
-    let audit = progress.step("auditing", verify::audit(client)).await?;
+    let audit = progress.step("auditing", verify::audit(operators)).await?;
     let seen = world.watchers.seen();
     let pushes: Vec<_> = world
         .sink
@@ -219,19 +227,19 @@ fn posters(args: &Args, posts: u32, seed: u64) -> load::Authors {
 }
 
 /// Submits the posts before the measurement and waits until they are delivered.
-async fn submit_before(args: &Args, client: &Client, progress: Progress) -> Result<Vec<Submitted>, Failure> {
+async fn submit_before(args: &Args, world: &World, progress: Progress) -> Result<Vec<Submitted>, Failure> {
     if args.posts_before == 0 {
         return Ok(Vec::new());
     }
     let posters = posters(args, args.posts_before, 0x6265_666f_7265);
     let bar = progress.bar("submitting the first posts", args.posts_before.into());
     let counted = bar.clone();
-    let submitted = load::submit_bulk(client, &posters, load::PostOptions::default(), move |n| {
+    let submitted = load::submit_bulk(&world.client, &posters, load::PostOptions::default(), move |n| {
         counted.inc(n);
     })
     .await?;
-    observe::wait_drained(client, &DELIVERING, |_| ()).await?;
-    observe::wait_drained(client, &RECORDING, |_| ()).await?;
+    observe::wait_drained(&world.operators, &DELIVERING, |_| ()).await?;
+    observe::wait_drained(&world.operators, &RECORDING, |_| ()).await?;
     bar.finish_and_clear();
     Ok(submitted)
 }
@@ -243,7 +251,7 @@ const RECORDING: [&str; 2] = ["archive", "analytics-"];
 
 /// Submits all posts and waits until every delivery is durable and acknowledged.
 async fn submit(args: &Args, world: &World, progress: Progress) -> Result<SubmitPhase, Failure> {
-    let client = &world.client;
+    let (client, operators) = (&world.client, &world.operators);
     let mut posters = posters(args, args.posts, 0x0070_6f73_7473);
     if let (Some(_), Some(first)) = (args.big_author, posters.first_mut()) {
         *first = BIG_AUTHOR;
@@ -266,11 +274,11 @@ async fn submit(args: &Args, world: &World, progress: Progress) -> Result<Submit
     let accepted = Timestamp::now();
     bar.finish_and_clear();
     let bar = progress.bar("waiting for the last delivery", 0);
-    let delivered = observe::wait_drained(client, &DELIVERING, |left| {
+    let delivered = observe::wait_drained(operators, &DELIVERING, |left| {
         bar.set_message(format!("{left} messages left"));
     })
     .await?;
-    observe::wait_drained(client, &RECORDING, |left| {
+    observe::wait_drained(operators, &RECORDING, |left| {
         bar.set_message(format!("{left} messages left for archive and analytics"));
     })
     .await?;

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use hdrhistogram::Histogram;
-use herald_cli::{client::Client, context::Context, failure::Failure, output::Show};
+use herald_cli::{client::OperatorClient, context::Context, failure::Failure, output::Show};
 use herald_mesh::{Mesh, Subject, consumers, streams};
 use herald_model::{Lane, Recipients, UserKey, time::Timestamp};
 use herald_proto::{mesh_v1, v1};
@@ -195,7 +195,7 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
         output: context.output,
     };
     let world = args.setup.start(None, progress, context).await?;
-    let client = &world.client;
+    let client = &world.operators;
     let mesh = Mesh::connect(&herald_mesh::Config::at(world.server.nats()))
         .await
         .map_err(|error| mesh_failure(&error))?;
@@ -298,7 +298,11 @@ async fn measure(args: &Args, context: &Context) -> Result<Report, Failure> {
 }
 
 /// Publishes undecodable messages one by one; measures the time until the dead letter of each is listed.
-async fn measure_visibility(mesh: &Mesh, client: &Client, count: u32) -> Result<Histogram<u64>, Failure> {
+async fn measure_visibility(
+    mesh: &Mesh,
+    client: &OperatorClient,
+    count: u32,
+) -> Result<Histogram<u64>, Failure> {
     // Field 1 is a string whose length exceeds the message.
     let garbage = b"\x0a\xff\xff\xff\xff\x0fgarbage".as_slice();
     let mut visible = observe::histogram();
@@ -330,7 +334,7 @@ async fn submit_posts(args: &Args, world: &World) -> Result<Vec<u64>, Failure> {
     let authors: load::Authors = (0..count).map(|n| n % args.setup.authors()).collect();
     let options = PostOptions::default();
     let submitted = load::submit_at_rate(&world.client, &authors, POSTS_PER_SECOND, options, |_| {}).await?;
-    observe::wait_drained(&world.client, &TIMELINE_CONSUMERS, |_| {}).await?;
+    observe::wait_drained(&world.operators, &TIMELINE_CONSUMERS, |_| {}).await?;
     Ok(submitted.iter().map(|post| post.post_id).collect())
 }
 
@@ -385,7 +389,7 @@ async fn publish_dead_letter(
 }
 
 async fn list_dead_letters(
-    client: &Client,
+    client: &OperatorClient,
     state: v1::DeadLetterState,
 ) -> Result<Vec<v1::DeadLetter>, Failure> {
     let request = client.request(v1::ListDeadLettersRequest {
@@ -404,7 +408,7 @@ async fn list_dead_letters(
 }
 
 /// Redrives the dead letters whose reason contains `reason`, and waits until the outcome of all is known.
-async fn redrive(client: &Client, reason: &str, rate_max: u32) -> Result<v1::Redrive, Failure> {
+async fn redrive(client: &OperatorClient, reason: &str, rate_max: u32) -> Result<v1::Redrive, Failure> {
     let filter = v1::DeadLetterFilter {
         reason: reason.into(),
         ..Default::default()
@@ -446,7 +450,7 @@ async fn measure_live_posts(args: &Args, world: &World, seed: u64) -> Result<His
         push_ttl: None,
     };
     let submitted = load::submit_at_rate(&world.client, &authors, args.live_rate, options, |_| {}).await?;
-    observe::wait_drained(&world.client, &TIMELINE_CONSUMERS, |_| {}).await?;
+    observe::wait_drained(&world.operators, &TIMELINE_CONSUMERS, |_| {}).await?;
     Ok(observe::post_latencies(&submitted, &world.watchers.seen()))
 }
 

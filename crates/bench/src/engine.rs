@@ -4,10 +4,12 @@ use std::path::Path;
 
 use herald_cli::failure::Failure;
 use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisOptions};
+use herald_runtime::config::Secret;
 use herald_store::{
     Stores,
     cluster::{self, Cluster, SecretUrl},
     embedded::{self, Embedded},
+    encryption::Encryption,
 };
 
 /// Environment of a server for the database and for the timelines. A URL can have a password, so it is never passed on a
@@ -136,8 +138,15 @@ impl Engine {
     pub(super) async fn open(&self, data_dir: &Path) -> herald_store::Result<Opened> {
         match self {
             Self::Embedded => {
+                // Devices are encrypted with the key that `herald up` has made in its data directory.
+                let key = std::fs::read_to_string(data_dir.join("storage.key")).unwrap_or_default();
+                let encryption = Encryption {
+                    key: Secret::new(key.trim()),
+                    ..Encryption::default()
+                };
                 let config = embedded::Config {
                     data_dir: data_dir.into(),
+                    encryption,
                     ..embedded::Config::default()
                 };
                 Embedded::open(&config).map(Opened::Embedded)

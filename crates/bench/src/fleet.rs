@@ -32,6 +32,7 @@ const PEERS: [&str; 3] = ["graph", "analytics", "deadletter"];
 pub(super) struct Fleet {
     nats: herald_local_nats::Server,
     gateway: String,
+    operators: String,
     workers: Vec<Worker>,
     launch: Launch,
     /// Kills so far.
@@ -64,16 +65,23 @@ impl Fleet {
         let nats = herald_local_nats::Server::start(herald_local_nats::Config::default())
             .await
             .map_err(|error| Failure::failed(format!("can't start nats-server: {error}")))?;
-        let gateway = free_address()?;
+        let (gateway, operators) = (free_address()?, free_address()?);
         let mut addresses = Vec::new();
         for role in WORKERS {
             for _ in 0..replicas {
                 addresses.push((role, free_address()?));
             }
         }
-        let mut arguments: Vec<String> = ["--output", "json", "--http", "127.0.0.1:0"]
-            .map(Into::into)
-            .into();
+        let mut arguments: Vec<String> = [
+            "--output",
+            "json",
+            "--http",
+            "127.0.0.1:0",
+            "--operator-grpc",
+            &operators,
+        ]
+        .map(Into::into)
+        .into();
         arguments.extend([
             "--nats-url".into(),
             nats.client_url(),
@@ -114,6 +122,7 @@ impl Fleet {
         Ok(Self {
             nats,
             gateway: format!("http://{gateway}"),
+            operators: format!("http://{operators}"),
             workers,
             launch,
             kills: 0,
@@ -123,6 +132,11 @@ impl Fleet {
     /// URL of the gateway.
     pub(super) fn url(&self) -> &str {
         &self.gateway
+    }
+
+    /// URL of the gateway's operator port.
+    pub(super) fn operator_url(&self) -> &str {
+        &self.operators
     }
 
     /// Kills one process of each worker's role, all at the same moment, and starts them again. `turn` chooses which one.

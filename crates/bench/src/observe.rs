@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
-use herald_cli::{client::Client, failure::Failure};
+use herald_cli::{
+    client::{Client, OperatorClient},
+    failure::Failure,
+};
 use herald_model::time::Timestamp;
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use parking_lot::Mutex;
@@ -146,7 +149,7 @@ pub(super) fn histogram() -> Histogram<u64> {
 /// Waits until the consumers with these name `prefixes` have no pending or unacknowledged messages, and returns since
 /// when. Reports the number of messages left to `progress`.
 pub(super) async fn wait_drained(
-    client: &Client,
+    client: &OperatorClient,
     prefixes: &[&str],
     mut progress: impl FnMut(u64),
 ) -> Result<Timestamp, Failure> {

@@ -29,6 +29,8 @@ const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) struct Ready {
     event: String,
     grpc: String,
+    /// Of a process with the gateway.
+    operator_grpc: Option<String>,
     http: String,
     herald_pid: u32,
     nats: String,
@@ -53,6 +55,7 @@ fn with_credentials(url: &str, password: Option<String>) -> String {
 pub(super) struct Server {
     child: Child,
     grpc: String,
+    operator_grpc: String,
     http: String,
     nats: String,
     pids: Vec<u32>,
@@ -87,6 +90,8 @@ impl Server {
                 "--output",
                 "json",
                 "--grpc",
+                "127.0.0.1:0",
+                "--operator-grpc",
                 "127.0.0.1:0",
                 "--http",
                 "127.0.0.1:0",
@@ -124,11 +129,15 @@ impl Server {
             .into_iter()
             .flatten()
             .collect();
+        let operators = ready
+            .operator_grpc
+            .ok_or_else(|| Failure::failed("`herald up` did not print its operator port"))?;
         let (sender, rss_kb_max) = tokio::sync::watch::channel(0);
         let memory = tokio::spawn(sample_memory(pids.clone(), sender));
         Ok(Self {
             child,
             grpc: format!("http://{}", ready.grpc),
+            operator_grpc: format!("http://{operators}"),
             http: format!("http://{}", ready.http),
             nats: with_credentials(&ready.nats, ready.nats_pid.and(read_password(data_dir))),
             pids,
@@ -147,6 +156,11 @@ impl Server {
     /// URL of the gRPC listener.
     pub(super) fn url(&self) -> &str {
         &self.grpc
+    }
+
+    /// URL of the operator port.
+    pub(super) fn operator_url(&self) -> &str {
+        &self.operator_grpc
     }
 
     /// URL of the server's nats-server, with its user and password.

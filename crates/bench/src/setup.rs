@@ -3,7 +3,13 @@
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use clap::ValueEnum;
-use herald_cli::{client::Client, context::Context, failure::Failure};
+use herald_cli::{
+    caller::Credential,
+    client::{Client, OperatorClient},
+    context::Context,
+    failure::Failure,
+};
+use herald_proto::v1::{CreateKeyRequest, Scope};
 use herald_push_sink::Running;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
@@ -55,6 +61,14 @@ pub(super) struct Setup {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
+    /// Call with an API key that is made for the benchmark, with all scopes
+    ///
+    /// The credential of the command (--token-file, HERALD_TOKEN) makes it. For servers with authentication: with
+    /// HERALD_AUTH__ENABLED=true in the environment, a root key in HERALD_AUTH__ROOT_KEY and the same one in
+    /// HERALD_TOKEN.
+    #[arg(long)]
+    api_key: bool,
+
     #[command(flatten)]
     pub(super) engine: engine::Args,
 
@@ -87,10 +101,31 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Makes an API key with all scopes.
+async fn create_key(operators: &OperatorClient) -> Result<Credential, Failure> {
+    let scopes = [
+        Scope::Post,
+        Scope::Read,
+        Scope::Graph,
+        Scope::Devices,
+        Scope::Operate,
+        Scope::Audit,
+        Scope::Scale,
+    ];
+    let request = operators.request(CreateKeyRequest {
+        name: "bench".into(),
+        scopes: scopes.map(i32::from).into(),
+        ttl: None,
+    });
+    let created = operators.keys().create_key(request).await?;
+    Credential::new(&created.into_inner().token)
+}
+
 /// A loaded mesh, ready for measurements.
 pub(super) struct World<S = Server> {
     pub(super) server: S,
     pub(super) client: Client,
+    pub(super) operators: OperatorClient,
     pub(super) graph: Arc<Graph>,
     pub(super) sink: Running,
     pub(super) watchers: Watchers,
@@ -136,8 +171,15 @@ impl Setup {
         let environment = data.engine.environment();
         let starting = Server::start(&data.dir, &self.up, &environment, context);
         let server = progress.step("starting a server", starting).await?;
-        let client = Client::connect(server.url(), context.global.rpc_timeout).await?;
-        self.load(server, client, graph, data, progress).await
+        let mut caller = context.caller()?;
+        if self.api_key {
+            let operators = OperatorClient::connect(server.operator_url(), caller.clone()).await?;
+            caller.credential = create_key(&operators).await?;
+        }
+        let client = Client::connect(server.url(), caller.clone()).await?;
+        let operators = OperatorClient::connect(server.operator_url(), caller).await?;
+        self.load(server, (client, operators), graph, data, progress)
+            .await
     }
 
     /// Makes a data directory and starts the engine's private servers.
@@ -167,7 +209,7 @@ impl Setup {
     pub(super) async fn load<S>(
         &self,
         server: S,
-        client: Client,
+        (client, operators): (Client, OperatorClient),
         graph: Graph,
         data: Data,
         progress: Progress,
@@ -188,6 +230,7 @@ impl Setup {
         Ok(World {
             server,
             client,
+            operators,
             graph,
             sink,
             watchers,

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use herald_cli::{client::Client, failure::Failure};
+use herald_cli::{
+    client::{Client, OperatorClient},
+    failure::Failure,
+};
 use herald_model::{PostId, UserKey};
 use herald_proto::v1;
 use herald_store::Stores;
@@ -119,7 +122,7 @@ pub(super) struct AuditSums {
 }
 
 /// Runs the server's audit over all posts.
-pub(super) async fn audit(client: &Client) -> Result<AuditSums, Failure> {
+pub(super) async fn audit(client: &OperatorClient) -> Result<AuditSums, Failure> {
     let request = v1::RunAuditRequest::default();
     let mut answers = client.audit().run_audit(request).await?.into_inner();
     while let Some(answer) = answers.message().await? {

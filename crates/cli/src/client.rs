@@ -1,4 +1,4 @@
-//! The gRPC client of the commands.
+//! The gRPC clients of the commands.
 
 use std::{fmt, time::Duration};
 
@@ -6,18 +6,23 @@ use herald_proto::v1::{
     Device, RegisterDeviceRequest, analytics_service_client::AnalyticsServiceClient,
     audit_service_client::AuditServiceClient, dead_letter_service_client::DeadLetterServiceClient,
     delivery_service_client::DeliveryServiceClient, device_service_client::DeviceServiceClient,
-    graph_service_client::GraphServiceClient, mesh_service_client::MeshServiceClient,
-    post_service_client::PostServiceClient, preference_service_client::PreferenceServiceClient,
-    register_device_request::Address, timeline_service_client::TimelineServiceClient,
+    graph_service_client::GraphServiceClient, key_service_client::KeyServiceClient,
+    mesh_service_client::MeshServiceClient, post_service_client::PostServiceClient,
+    preference_service_client::PreferenceServiceClient, register_device_request::Address,
+    timeline_service_client::TimelineServiceClient, user_data_service_client::UserDataServiceClient,
 };
-use herald_runtime::trace::Inject;
+use herald_runtime::tls::ClientTls;
 use tonic::{
     Request,
     service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 
-use crate::failure::Failure;
+use crate::{
+    caller::{Caller, CallerTls, Credential, Sent},
+    failure::Failure,
+    port::Port,
+};
 
 /// Limit for establishing the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,46 +31,84 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Largest response. A page of a timeline has at most 200 posts of about 110 KB each.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
 
-/// A connection to one server. Clones share it.
+/// A connection to the public API of one server. Clones share it.
 #[derive(Clone)]
 pub struct Client {
     channel: TracedChannel,
     deadline: Duration,
 }
 
-/// Sends the trace context with each call.
-type TracedChannel = InterceptedService<Channel, Inject>;
+/// A connection to the operator port of one server. Clones share it.
+#[derive(Clone)]
+pub struct OperatorClient {
+    channel: TracedChannel,
+    deadline: Duration,
+}
+
+/// Sends the trace context and the credential with each call.
+type TracedChannel = InterceptedService<Channel, Sent>;
+
+/// Connects to a port at `server`.
+async fn connect(
+    server: &str,
+    port: Port,
+    credential: Credential,
+    tls: &CallerTls,
+) -> Result<TracedChannel, Failure> {
+    let mut endpoint = Endpoint::from_shared(server.to_owned())
+        .map_err(|_| Failure::usage(format!("{server} is not a valid server address")))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .user_agent(concat!("herald-cli/", env!("CARGO_PKG_VERSION")))
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    if endpoint.uri().scheme_str() == Some("https") {
+        let host = endpoint.uri().host().unwrap_or_default().to_owned();
+        let tls = match tls {
+            CallerTls::Files(files) => {
+                ClientTls::open(files).map_err(|error| Failure::usage(error.to_string()))?
+            }
+            CallerTls::Made(made) => made.clone(),
+        };
+        endpoint = tls
+            .apply(endpoint, &host)
+            .map_err(|error| Failure::usage(format!("{server} is not a valid server address: {error}")))?;
+    }
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| Failure::no_server(server, port, &error))?;
+    Ok(InterceptedService::new(channel, Sent(credential)))
+}
+
+/// Wraps a message of a unary call and sets the deadline.
+fn request<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
 
 impl Client {
-    /// Connects to `server` (`http://HOST:PORT`). [`Client::request`] sets `deadline` on each unary call.
+    /// Connects to `server` (`http://HOST:PORT` or `https://HOST:PORT`). [`Client::request`] sets the deadline on each unary
+    /// call.
     ///
     /// # Errors
     /// `Unreachable` if no connection is established within 5 s.
-    pub async fn connect(server: &str, deadline: Duration) -> Result<Self, Failure> {
-        let endpoint = Endpoint::from_shared(server.to_owned())
-            .map_err(|_| Failure::usage(format!("{server} is not a valid server address")))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .user_agent(concat!("herald-cli/", env!("CARGO_PKG_VERSION")))
-            .map_err(|error| Failure::failed(error.to_string()))?;
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|error| Failure::no_server(server, &error))?;
-        Ok(Self {
-            channel: InterceptedService::new(channel, Inject),
+    pub async fn connect(server: &str, caller: impl Into<Caller>) -> Result<Self, Failure> {
+        let Caller {
             deadline,
-        })
+            credential,
+            tls,
+        } = caller.into();
+        let channel = connect(server, Port::Public, credential, &tls).await?;
+        Ok(Self { channel, deadline })
     }
 
     /// Wraps a message of a unary call and sets the deadline.
     pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(self.deadline);
-        request
+        request(message, self.deadline)
     }
 
     /// Registers a device of a user at this address.
@@ -114,6 +157,28 @@ impl Client {
     pub fn analytics(&self) -> AnalyticsServiceClient<TracedChannel> {
         AnalyticsServiceClient::new(self.channel.clone())
     }
+}
+
+impl OperatorClient {
+    /// Connects to the operator port at `server` (`http://HOST:PORT` or `https://HOST:PORT`). [`OperatorClient::request`] sets
+    /// the deadline on each unary call.
+    ///
+    /// # Errors
+    /// `Unreachable` if no connection is established within 5 s.
+    pub async fn connect(server: &str, caller: impl Into<Caller>) -> Result<Self, Failure> {
+        let Caller {
+            deadline,
+            credential,
+            tls,
+        } = caller.into();
+        let channel = connect(server, Port::Operators, credential, &tls).await?;
+        Ok(Self { channel, deadline })
+    }
+
+    /// Wraps a message of a unary call and sets the deadline.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        request(message, self.deadline)
+    }
 
     /// The client of the dead-letter service.
     pub fn dead_letters(&self) -> DeadLetterServiceClient<TracedChannel> {
@@ -125,6 +190,16 @@ impl Client {
         AuditServiceClient::new(self.channel.clone())
     }
 
+    /// The client of the key service.
+    pub fn keys(&self) -> KeyServiceClient<TracedChannel> {
+        KeyServiceClient::new(self.channel.clone())
+    }
+
+    /// The client of the user data service: exports and erasures.
+    pub fn user_data(&self) -> UserDataServiceClient<TracedChannel> {
+        UserDataServiceClient::new(self.channel.clone())
+    }
+
     /// The client of the mesh service: streams and consumer lag.
     pub fn mesh(&self) -> MeshServiceClient<TracedChannel> {
         MeshServiceClient::new(self.channel.clone())
@@ -134,6 +209,14 @@ impl Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for OperatorClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OperatorClient")
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
     }

@@ -1,19 +1,27 @@
 //! The context of a command: the global options, the output, and the connection to the server.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use clap::ValueHint;
-use herald_runtime::{config::SecretUrl, telemetry};
+use herald_runtime::{config::SecretUrl, telemetry, tls::ClientFiles};
 
 use crate::{
-    client::Client,
+    caller::{Caller, CallerTls, Credential},
+    client::{Client, OperatorClient},
     failure::Failure,
     output::{Format, Output},
+    port::Port,
     time,
 };
 
 /// Default of `--server`.
 const DEFAULT_SERVER: &str = "http://127.0.0.1:7700";
+/// Default of `--operator-server`.
+const DEFAULT_OPERATOR_SERVER: &str = "http://127.0.0.1:7702";
 
 /// Options of every command, before or after its name.
 #[derive(Debug, clap::Args)]
@@ -21,7 +29,7 @@ const DEFAULT_SERVER: &str = "http://127.0.0.1:7700";
 pub struct Global {
     /// The gRPC address of the Herald server
     ///
-    /// http://HOST:PORT or HOST:PORT. `herald up` prints its address when it is ready.
+    /// http://HOST:PORT, https://HOST:PORT or HOST:PORT, which is http. `herald up` prints its address when it is ready.
     #[arg(
         long,
         short = 's',
@@ -33,6 +41,55 @@ pub struct Global {
         value_hint = ValueHint::Url
     )]
     pub server: String,
+
+    /// The operator port of the Herald server, for `dlq`, `audit`, `rebuild`, `key`, `user`, `lag`, `top` and `why`
+    ///
+    /// http://HOST:PORT, https://HOST:PORT or HOST:PORT, which is http. `herald up` prints its address when it is ready.
+    #[arg(
+        long,
+        global = true,
+        env = "HERALD_OPERATOR_SERVER",
+        value_name = "URL",
+        default_value = DEFAULT_OPERATOR_SERVER,
+        value_parser = parse_server,
+        value_hint = ValueHint::Url
+    )]
+    pub operator_server: String,
+
+    /// A file with the API key or token to call the server with
+    ///
+    /// Without it the environment variable HERALD_TOKEN has the API key or token itself. There is no option for it,
+    /// because other users of this machine can read command lines.
+    #[arg(long, global = true, env = "HERALD_TOKEN_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub token_file: Option<PathBuf>,
+
+    /// A PEM file with the authorities that an https:// server is verified with [default: those of the system]
+    ///
+    /// `herald up --tls` prints the file of its authority.
+    #[arg(long, global = true, env = "HERALD_CA_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub ca_file: Option<PathBuf>,
+
+    /// A PEM file with the certificate that this command shows an https:// server that requires one
+    #[arg(
+        long,
+        global = true,
+        env = "HERALD_CERT_FILE",
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        requires = "key_file"
+    )]
+    pub cert_file: Option<PathBuf>,
+
+    /// A PEM file with the private key of --cert-file
+    #[arg(
+        long,
+        global = true,
+        env = "HERALD_KEY_FILE",
+        value_name = "FILE",
+        value_hint = ValueHint::FilePath,
+        requires = "cert_file"
+    )]
+    pub key_file: Option<PathBuf>,
 
     /// The format of results and errors
     ///
@@ -63,8 +120,8 @@ pub struct Global {
 
     /// The configuration file of a server, TOML
     ///
-    /// The commands that start, prepare or move a server read it: `up`, `serve`, `bench`, `config`, `store`, `topology`,
-    /// `migrate`. Later layers override earlier ones: defaults, this file, environment variables (HERALD_…), flags.
+    /// The commands that start, prepare, copy or move a server read it: `up`, `serve`, `bench`, `config`, `store`,
+    /// `topology`, `migrate`, `backup`, `restore`, `recover`. Later layers override earlier ones: defaults, this file, environment variables (HERALD_…), flags.
     #[arg(long, global = true, env = "HERALD_CONFIG", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
 
@@ -95,6 +152,14 @@ pub struct Context {
     pub global: Global,
     /// Prints results and notes.
     pub output: Output,
+    called: Called,
+}
+
+/// Which ports the command has called.
+#[derive(Debug, Default)]
+struct Called {
+    public: AtomicBool,
+    operators: AtomicBool,
 }
 
 impl Context {
@@ -104,7 +169,11 @@ impl Context {
         if global.output == Format::Json {
             console::set_colors_enabled(false);
         }
-        Self { global, output }
+        Self {
+            global,
+            output,
+            called: Called::default(),
+        }
     }
 
     /// Starts logs and traces of a client command. The default log level is `warn`.
@@ -121,9 +190,49 @@ impl Context {
         })
     }
 
+    /// The deadline of `--rpc-timeout`, the credential of `--token-file` or `HERALD_TOKEN`, and the files of TLS.
+    pub fn caller(&self) -> Result<Caller, Failure> {
+        Ok(Caller {
+            deadline: self.global.rpc_timeout,
+            credential: Credential::find(self.global.token_file.as_deref())?,
+            tls: CallerTls::Files(self.tls_files()),
+        })
+    }
+
+    /// The files of TLS.
+    pub fn tls_files(&self) -> ClientFiles {
+        ClientFiles {
+            authorities: self.global.ca_file.clone(),
+            identity: self.global.cert_file.clone().zip(self.global.key_file.clone()),
+        }
+    }
+
     /// Connects to the server of `--server`.
     pub async fn client(&self) -> Result<Client, Failure> {
-        Client::connect(&self.global.server, self.global.rpc_timeout).await
+        self.called.public.store(true, Ordering::Relaxed);
+        Client::connect(&self.global.server, self.caller()?).await
+    }
+
+    /// Connects to the operator port, that of `--operator-server`.
+    pub async fn operator_client(&self) -> Result<OperatorClient, Failure> {
+        self.called.operators.store(true, Ordering::Relaxed);
+        OperatorClient::connect(&self.global.operator_server, self.caller()?).await
+    }
+
+    /// The ports that the command has called, and their addresses.
+    pub fn called(&self) -> Vec<(Port, &str)> {
+        [
+            (&self.called.public, Port::Public, &self.global.server),
+            (
+                &self.called.operators,
+                Port::Operators,
+                &self.global.operator_server,
+            ),
+        ]
+        .into_iter()
+        .filter(|(called, ..)| called.load(Ordering::Relaxed))
+        .map(|(_, port, server)| (port, server.as_str()))
+        .collect()
     }
 }
 
@@ -134,16 +243,19 @@ fn parse_server(text: &str) -> Result<String, String> {
     } else {
         format!("http://{text}")
     };
-    if url.starts_with("https://") {
-        return Err("TLS is not supported: use an http:// address".into());
-    }
     let url = url.trim_end_matches('/').to_owned();
-    let authority = url.strip_prefix("http://").unwrap_or_default();
+    let authority = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    let authority = authority.unwrap_or_default();
     if authority.is_empty()
         || authority.contains(['/', '@', ' '])
         || url.parse::<tonic::transport::Uri>().is_err()
     {
-        return Err("not an address; use http://HOST:PORT or HOST:PORT, such as localhost:7700".into());
+        return Err(
+            "not an address; use http://HOST:PORT, https://HOST:PORT or HOST:PORT, such as localhost:7700"
+                .into(),
+        );
     }
     Ok(url)
 }
@@ -156,16 +268,9 @@ mod tests {
     fn server_addresses_are_parsed() {
         assert_eq!(parse_server("localhost:7700").unwrap(), "http://localhost:7700");
         assert_eq!(parse_server("http://10.0.0.1:1/").unwrap(), "http://10.0.0.1:1");
+        assert_eq!(parse_server("https://a:1").unwrap(), "https://a:1");
         assert_eq!(parse_server("[::1]:7700").unwrap(), "http://[::1]:7700");
-        for bad in [
-            "",
-            "https://a",
-            "ftp://a",
-            "http://",
-            "a b",
-            "http://a/b",
-            "user@host:1",
-        ] {
+        for bad in ["", "ftp://a", "http://", "a b", "http://a/b", "user@host:1"] {
             assert!(parse_server(bad).is_err(), "{bad}");
         }
     }

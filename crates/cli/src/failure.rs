@@ -2,10 +2,12 @@
 
 use std::{error::Error, io, process::ExitCode, time::Duration};
 
+use herald_runtime::tls::Cause;
 use serde::Serialize;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::port::Port;
 pub use crate::printable::printable;
 
 /// The kind of a failure. It determines the exit code.
@@ -105,14 +107,30 @@ impl Failure {
         Self::failed(format!("{operation}: {source}"))
     }
 
-    /// No connection to `server` could be established.
-    pub fn no_server(server: &str, source: &(dyn Error + 'static)) -> Self {
-        let mut failure = Self::new(
-            Kind::Unreachable,
-            format!("no Herald server at {server}: {}", root_cause(source)),
-        )
-        .hint("start one with `herald up`, or set its address with --server or HERALD_SERVER");
+    /// No connection to a port at `server` could be established.
+    pub fn no_server(server: &str, port: Port, source: &(dyn Error + 'static)) -> Self {
+        let reason = root_cause(source);
+        let cause = Cause::of(source);
+        let mut failure = match cause {
+            Some(cause) => {
+                let (what, hint) = tls_failure(cause);
+                let message = format!("the TLS connection to {server} failed: {what} ({reason})");
+                Self::new(Kind::Unreachable, message).hint(hint)
+            }
+            None => Self::new(
+                Kind::Unreachable,
+                format!("no Herald server at {server}: {reason}"),
+            )
+            .hint(format!(
+                "start one with `herald up`, or set the address of its {} with {}",
+                port.as_str(),
+                port.option()
+            )),
+        };
         failure.0.not_connected = true;
+        // Another server listens there, or the reason was lost with the connection.
+        let is_unexplained = matches!(cause, None | Some(Cause::Plaintext));
+        failure.0.no_grpc_answer = is_unexplained && server.starts_with("https://");
         failure
     }
 
@@ -160,6 +178,15 @@ impl Failure {
     /// Whether what answered doesn't speak gRPC, or the connection broke.
     pub(crate) fn is_no_grpc_answer(&self) -> bool {
         self.0.no_grpc_answer
+    }
+
+    /// Says that TLS is the cause.
+    #[must_use]
+    pub(crate) fn with_tls_cause(mut self, server: &str, cause: Cause) -> Self {
+        let (what, hint) = tls_failure(cause);
+        self.0.kind = Kind::Unreachable;
+        self.with_message(format!("the TLS connection to {server} failed: {what}"))
+            .hint(hint)
     }
 
     /// Replaces the message.
@@ -289,6 +316,13 @@ impl From<Status> for Failure {
         }));
         inner.no_grpc_answer = is_broken_transport(&status) || is_not_grpc(&status);
         inner.hint = hint_for(&status, kind).map(Into::into);
+        if let Some(cause) = Cause::of(&status) {
+            let (what, hint) = tls_failure(cause);
+            inner.kind = Kind::Unreachable;
+            inner.message = format!("the TLS connection failed: {what}");
+            inner.hint = Some(hint.into());
+            inner.no_grpc_answer = false;
+        }
         failure
     }
 }
@@ -297,6 +331,42 @@ impl From<Status> for Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
+    }
+}
+
+/// What is wrong with TLS, and what to do.
+fn tls_failure(cause: Cause) -> (&'static str, &'static str) {
+    match cause {
+        Cause::UnknownAuthority => (
+            "the server's certificate is of an authority that is not accepted here",
+            "name the file of the server's authority with --ca-file or HERALD_CA_FILE; `herald up --tls` prints it when it \
+             is ready",
+        ),
+        Cause::OtherName => (
+            "the server's certificate is for another host name",
+            "call the server by a name or address that its certificate has",
+        ),
+        Cause::Expired => (
+            "the server's certificate has expired or is not valid yet",
+            "renew the certificate of the server, or set the clock of this machine",
+        ),
+        Cause::Refused => (
+            "the server's certificate is not accepted",
+            "see the reason; the file of the server's authority is --ca-file or HERALD_CA_FILE",
+        ),
+        Cause::Plaintext => (
+            "the server does not use TLS",
+            "call it with http:// instead of https://",
+        ),
+        Cause::CertificateRequired => (
+            "the server requires a certificate of its callers",
+            "name its file with --cert-file or HERALD_CERT_FILE, and that of its key with --key-file or HERALD_KEY_FILE; or \
+             this is a port between processes of Herald, which no command calls",
+        ),
+        Cause::CertificateRefused => (
+            "the server does not accept the certificate of this command",
+            "use a certificate of an authority that the server accepts, which has not expired: --cert-file and --key-file",
+        ),
     }
 }
 
@@ -333,6 +403,10 @@ fn is_not_grpc(status: &Status) -> bool {
 }
 
 fn hint_for(status: &Status, kind: Kind) -> Option<&'static str> {
+    let is_wrong_port = || {
+        let info = status.get_details_error_info();
+        info.is_some_and(|info| info.reason == "WRONG_PORT")
+    };
     match (kind, status.code()) {
         (Kind::Unreachable, Code::Unavailable) => {
             Some("the server is unavailable; retry later, and check its /readyz and its log")
@@ -343,9 +417,17 @@ fn hint_for(status: &Status, kind: Kind) -> Option<&'static str> {
         ),
         (Kind::Overloaded, _) => Some("nothing was accepted; retry later"),
         (Kind::TimedOut, _) => Some("increase the deadline with --rpc-timeout"),
+        (_, Code::Unimplemented) if is_wrong_port() => Some(
+            "--server or HERALD_SERVER is the address of the gRPC port, --operator-server or HERALD_OPERATOR_SERVER that \
+             of the operator port; `herald up` prints both when it is ready",
+        ),
         (_, Code::Unimplemented) => {
             Some("this server has no such method; use a Herald server of the same version as this program")
         }
+        (_, Code::Unauthenticated) => Some(
+            "set --token-file or HERALD_TOKEN_FILE to a file with an API key (`herald key create` makes one) or a token; \
+             `herald up --auth` prints the file with its root key",
+        ),
         (_, Code::Internal | Code::Unknown | Code::DataLoss) => Some("see the server's log"),
         _ => None,
     }
@@ -384,83 +466,4 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use tonic_types::ErrorDetails;
-
-    use super::*;
-
-    #[test]
-    fn error_details_are_kept() {
-        let mut details = ErrorDetails::new();
-        details
-            .set_error_info("STREAM_FULL", "herald.dev", std::collections::HashMap::new())
-            .add_bad_request_violation("author_id", "must not be empty")
-            .set_retry_info(Some(Duration::from_millis(1_500)));
-        let failure = Failure::from(Status::with_error_details(
-            Code::ResourceExhausted,
-            "the stream is full",
-            details,
-        ));
-        assert_eq!(failure.kind(), Kind::Overloaded);
-        assert_eq!(failure.retry_after(), Some(Duration::from_millis(1_500)));
-        let text = failure.text();
-        for part in [
-            "the stream is full",
-            "author_id: must not be empty",
-            "STREAM_FULL",
-            "1.5 s",
-            "hint:",
-        ] {
-            assert!(text.contains(part), "{part} is missing in {text}");
-        }
-        let json: serde_json::Value = serde_json::from_str(&failure.json()).unwrap();
-        assert_eq!(json["error"]["code"], "RESOURCE_EXHAUSTED");
-        assert_eq!(json["error"]["exit_code"], 6);
-        assert_eq!(json["error"]["fields"][0]["field"], "author_id");
-    }
-
-    #[test]
-    fn a_field_is_named_once() {
-        let mut details = ErrorDetails::new();
-        details
-            .add_bad_request_violation("text", "must not be empty")
-            .add_bad_request_violation("author_id", "is too long");
-        let message = "text must not be empty; author_id is too long";
-        let failure = Failure::from(Status::with_error_details(
-            Code::InvalidArgument,
-            message,
-            details,
-        ));
-        assert_eq!(
-            console::strip_ansi_codes(&failure.text()),
-            format!("error: {message}\n")
-        );
-    }
-
-    #[test]
-    fn a_message_keeps_its_lines() {
-        let failure = Failure::failed("nats-server exited; last log lines:\nfirst\nsecond");
-        assert_eq!(
-            console::strip_ansi_codes(&failure.text()),
-            "error: nats-server exited; last log lines:\n  first\n  second\n"
-        );
-    }
-
-    #[test]
-    fn a_client_deadline_is_a_timeout() {
-        assert_eq!(
-            Failure::from(Status::cancelled("Timeout expired")).kind(),
-            Kind::TimedOut
-        );
-        assert_eq!(
-            Failure::from(Status::cancelled("by somebody")).kind(),
-            Kind::Failed
-        );
-    }
-
-    #[test]
-    fn control_characters_are_replaced() {
-        let failure = Failure::from(Status::internal("bad \u{1b}[31mred"));
-        assert!(failure.text().contains(r"bad \u{1b}[31mred"));
-    }
-}
+mod tests;

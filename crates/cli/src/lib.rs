@@ -3,10 +3,13 @@
 //! A command receives a [`context::Context`], prints values that implement [`output::Show`], and returns a
 //! [`failure::Failure`] on error.
 
+pub mod caller;
 pub mod client;
+pub mod confirm;
 pub mod context;
 pub mod failure;
 pub mod output;
+pub mod port;
 mod printable;
 mod table;
 pub mod time;

@@ -1,5 +1,5 @@
 //! Explains a broken call by what listens at the server's address: Herald's HTTP port, a NATS server, or another HTTP
-//! server.
+//! server. At an `https://` address a probe asks why the connection is refused.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use tokio::{
     time::timeout,
 };
 
-use crate::failure::Failure;
+use herald_runtime::tls::{Cause, ClientFiles, probe};
+
+use crate::{failure::Failure, port::Port};
 
 /// Limit for the connection and for each reply.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -23,30 +25,62 @@ const REPLY_BYTES_MAX: u64 = 16 << 10;
 enum Listener {
     HeraldHttp,
     Nats,
+    /// Requires TLS, and was called without it.
+    Tls,
     OtherHttp,
 }
 
-/// Replaces the message of a failure whose cause is a wrong port; returns every other failure unchanged. `server` is
-/// `http://HOST:PORT`.
-pub async fn explain(failure: Failure, server: &str) -> Failure {
+/// Replaces the message of a failure whose cause is a wrong port; returns every other failure unchanged. `called` are
+/// the ports that were called, and their addresses, `http://HOST:PORT` or `https://HOST:PORT`; `tls` are the files that
+/// they were called with.
+pub async fn explain(failure: Failure, called: &[(Port, &str)], tls: &ClientFiles) -> Failure {
     if !failure.is_no_grpc_answer() {
         return failure;
     }
-    let authority = server.trim_start_matches("http://");
-    let Some(listener) = identify(authority).await else {
-        return failure;
-    };
+    for (port, server) in called {
+        let authority = match server.strip_prefix("https://") {
+            None => server.trim_start_matches("http://"),
+            Some(authority) => match probe_authority(tls, authority).await {
+                // Not what was expected there.
+                Some(Cause::Plaintext) => authority,
+                Some(cause) => return failure.with_tls_cause(server, cause),
+                None => continue,
+            },
+        };
+        if let Some(listener) = identify(authority).await {
+            return explained(failure, *port, server, listener);
+        }
+    }
+    failure
+}
+
+async fn probe_authority(tls: &ClientFiles, authority: &str) -> Option<Cause> {
+    let (host, port) = authority.rsplit_once(':')?;
+    probe(tls, host, port.parse().ok()?).await
+}
+
+fn explained(failure: Failure, port: Port, server: &str, listener: Listener) -> Failure {
     let what = match listener {
         Listener::HeraldHttp => "Herald's HTTP port (health and metrics)",
         Listener::Nats => "a NATS server",
         Listener::OtherHttp => "an HTTP server",
+        Listener::Tls => {
+            let secure = server.replacen("http://", "https://", 1);
+            return failure
+                .with_message(format!("{server} requires TLS"))
+                .hint(format!(
+                    "use {secure} with {}; --ca-file or HERALD_CA_FILE names the file of its authority",
+                    port.option()
+                ));
+        }
     };
     failure
-        .with_message(format!("{server} is {what}, not Herald's gRPC port"))
-        .hint(
-            "give the gRPC address with --server or HERALD_SERVER; `herald up` prints it when it is ready, the default is \
-             127.0.0.1:7700",
-        )
+        .with_message(format!("{server} is {what}, not Herald's {}", port.as_str()))
+        .hint(format!(
+            "give its address with {}; `herald up` prints it when it is ready, the default is {}",
+            port.option(),
+            port.default_address()
+        ))
 }
 
 async fn identify(authority: &str) -> Option<Listener> {
@@ -63,6 +97,8 @@ async fn identify(authority: &str) -> Option<Listener> {
     let reply = String::from_utf8_lossy(&reply);
     if !reply.starts_with("HTTP/1.") {
         None
+    } else if reply.contains("requires TLS") {
+        Some(Listener::Tls)
     } else if reply.contains("{\"name\":\"nats\",\"ready\":") {
         Some(Listener::HeraldHttp)
     } else if reply.to_ascii_lowercase().contains("grpc-status") {
@@ -95,9 +131,26 @@ mod tests {
         address
     }
 
+    /// The `https://` address of a server that greets each caller as a NATS server does, without TLS.
+    async fn nats_over_tls() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("https://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"INFO {\"server_id\":\"x\"}\r\n").await;
+            }
+        });
+        address
+    }
+
     async fn explained(server: &str) -> String {
+        explained_of(&[(Port::Public, server)]).await
+    }
+
+    async fn explained_of(called: &[(Port, &str)]) -> String {
         let failure = Failure::from(Status::internal("h2 protocol error: http2 error"));
-        explain(failure, server).await.message().to_owned()
+        let explained = explain(failure, called, &ClientFiles::default()).await;
+        explained.message().to_owned()
     }
 
     #[tokio::test]
@@ -113,17 +166,38 @@ mod tests {
         )
         .await;
         assert!(explained(&http).await.contains("Herald's HTTP port"));
+        let tls = serve(
+            "",
+            "HTTP/1.1 400 Bad Request\r\n\r\nthis port requires TLS: use https://\n",
+        )
+        .await;
+        assert_eq!(explained(&tls).await, format!("{tls} requires TLS"));
+        let secure = nats_over_tls().await;
+        assert_eq!(
+            explained(&secure).await,
+            format!("{secure} is a NATS server, not Herald's gRPC port")
+        );
         let other = serve("", "HTTP/1.1 404 Not Found\r\n\r\n").await;
         assert!(explained(&other).await.contains("is an HTTP server"));
         let grpc = serve("", "HTTP/1.1 200 OK\r\ngrpc-status: 12\r\n\r\n").await;
         assert!(explained(&grpc).await.contains("h2 protocol error"));
+
+        let (grpc, nats) = (
+            serve("", "HTTP/1.1 200 OK\r\ngrpc-status: 12\r\n\r\n").await,
+            serve("INFO {\"server_id\":\"x\"}\r\n", "").await,
+        );
+        assert_eq!(
+            explained_of(&[(Port::Public, &grpc), (Port::Operators, &nats)]).await,
+            format!("{nats} is a NATS server, not Herald's operator port")
+        );
     }
 
     #[tokio::test]
     async fn an_answer_of_the_server_is_kept() {
         let failure = explain(
             Failure::from(Status::not_found("no such post")),
-            "http://127.0.0.1:1",
+            &[(Port::Public, "http://127.0.0.1:1")],
+            &ClientFiles::default(),
         )
         .await;
         assert_eq!(failure.message(), "no such post");

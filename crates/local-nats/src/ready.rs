@@ -99,7 +99,7 @@ struct PortsFile {
     monitoring: Vec<String>,
 }
 
-fn read_ports(pid: u32, dir: &Path) -> io::Result<Ports> {
+pub(crate) fn read_ports(pid: u32, dir: &Path) -> io::Result<Ports> {
     let suffix = format!("_{pid}.ports");
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

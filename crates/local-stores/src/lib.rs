@@ -38,6 +38,6 @@ mod start;
 
 pub use error::{Error, Result};
 pub use postgres::{Occupied, Postgres, PostgresOptions};
-pub use redis::{Credentials, Redis, RedisOptions};
+pub use redis::{Credentials, Redis, RedisOptions, RedisTls};
 pub use redis_cluster::RedisCluster;
 pub use require::required;

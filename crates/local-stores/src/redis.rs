@@ -30,6 +30,17 @@ pub struct Credentials {
     pub password: String,
 }
 
+/// PEM files of a server that has TLS on a port of its own.
+#[derive(Debug, Clone)]
+pub struct RedisTls {
+    /// Certificate chain.
+    pub certificate: PathBuf,
+    /// Private key of the certificate.
+    pub key: PathBuf,
+    /// Authorities, with which the nodes of a cluster verify each other.
+    pub authorities: PathBuf,
+}
+
 /// How a server is started. The default is what Herald advises: an append-only file that is synced each second, and no
 /// eviction.
 #[derive(Debug, Clone)]
@@ -46,6 +57,8 @@ pub struct RedisOptions {
     pub credentials: Option<Credentials>,
     /// Whether the server is a node of a cluster.
     pub cluster: bool,
+    /// TLS, on a port of its own. Clients need no certificate.
+    pub tls: Option<RedisTls>,
     /// Further directives of `redis.conf`, as name and value.
     pub settings: Vec<(String, String)>,
 }
@@ -59,6 +72,7 @@ impl Default for RedisOptions {
             replica_of: None,
             credentials: None,
             cluster: false,
+            tls: None,
             settings: Vec::new(),
         }
     }
@@ -86,6 +100,8 @@ struct Ports {
     client: u16,
     /// For the other nodes of a cluster.
     bus: u16,
+    /// With TLS, if the server has it.
+    tls: u16,
 }
 
 impl Redis {
@@ -100,6 +116,7 @@ impl Redis {
         let ports = Ports {
             client: port::free()?,
             bus: port::free()?,
+            tls: port::free()?,
         };
         let run = spawn(&program, &dir, &options, ports)?;
         let server = Self {
@@ -122,6 +139,11 @@ impl Redis {
             user.unwrap_or_default(),
             self.ports.client
         )
+    }
+
+    /// URL of the port with TLS, without a user.
+    pub fn tls_url(&self) -> String {
+        format!("rediss://127.0.0.1:{}", self.ports.tls)
     }
 
     /// Stops the server: it syncs its append-only file and exits.
@@ -297,6 +319,18 @@ fn render(options: &RedisOptions, dir: &Path, ports: Ports) -> String {
         line("user", &format!("{user} on >{password} ~* &* +@all"));
         line("masteruser", user);
         line("masterauth", password);
+    }
+    if let Some(tls) = &options.tls {
+        line("tls-port", &ports.tls.to_string());
+        for (name, file) in [
+            ("tls-cert-file", &tls.certificate),
+            ("tls-key-file", &tls.key),
+            ("tls-ca-cert-file", &tls.authorities),
+        ] {
+            line(name, &format!("\"{}\"", file.display()));
+        }
+        line("tls-auth-clients", "no");
+        line("tls-cluster", if options.cluster { "yes" } else { "no" });
     }
     if options.cluster {
         line("cluster-enabled", "yes");

@@ -2,11 +2,15 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event, rustls};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, rustls};
 use tokio::sync::watch;
 
 use crate::config::{Config, without_password};
@@ -14,6 +18,11 @@ use crate::error::{Error, Result};
 
 /// Maximum delay between two reconnect attempts.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// Time without a message from the server after which it is asked for one. When it owes three, after six to nine seconds,
+/// the connection ends and another server of the cluster is tried: a machine that is frozen or cut off closes no
+/// connection.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Timeout of an API request.
 pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,18 +33,25 @@ pub(crate) struct Connection {
     pub(crate) jetstream: jetstream::Context,
     /// Number of times the connection was established. After a change, answers to earlier requests may never arrive.
     epoch: watch::Receiver<u64>,
+    /// The end of the connection is expected.
+    closing: Arc<AtomicBool>,
 }
 
 impl Connection {
     pub(crate) async fn open(config: &Config, purpose: &'static str) -> Result<Self> {
         let (servers, auth) = config.access()?;
         let (count, mut epoch) = watch::channel(0_u64);
+        let closing = Arc::new(AtomicBool::new(false));
+        let is_closing = Arc::clone(&closing);
+        let name = format!("{} ({purpose})", config.name);
+        let connection = name.clone();
         let client = config
             .tls
             .apply(auth.apply(ConnectOptions::new())?)
-            .name(format!("{} ({purpose})", config.name))
+            .name(name)
             .custom_inbox_prefix(&config.inbox_prefix)
             .request_timeout(Some(API_TIMEOUT))
+            .ping_interval(PING_INTERVAL)
             // All subjects are built from types in this crate.
             .skip_subject_validation(true)
             .reconnect_delay_callback(|attempts| {
@@ -45,7 +61,11 @@ impl Connection {
                     .mul_f64(0.5 + rand::random::<f64>() / 2.0)
             })
             .event_callback(move |event| {
-                log(purpose, &event);
+                if is_closing.load(Ordering::Relaxed) {
+                    tracing::debug!(connection, %event, "nats connection closes");
+                } else {
+                    log(&connection, &event);
+                }
                 if event == Event::Connected {
                     count.send_modify(|count| *count += 1);
                 }
@@ -57,6 +77,9 @@ impl Connection {
                 let servers: Vec<_> = config.urls.iter().map(|url| without_password(url)).collect();
                 let advice = if is_certificate_refused(&error) {
                     ": the certificate of the server is not accepted; check nats.tls.ca_file"
+                } else if error.kind() == ConnectErrorKind::TimedOut {
+                    ": nothing refuses the connection and nothing answers; see whether the server is stopped or \
+                     overloaded, or its machine cut off"
                 } else {
                     ": start the server, or check nats.url"
                 };
@@ -75,7 +98,13 @@ impl Connection {
             client,
             jetstream,
             epoch,
+            closing,
         })
+    }
+
+    /// Expects the end of the connection: it is no longer worth a warning.
+    pub(crate) fn expect_end(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -130,7 +159,7 @@ fn is_certificate_refused(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-fn log(connection: &'static str, event: &Event) {
+fn log(connection: &str, event: &Event) {
     match event {
         Event::Connected => tracing::info!(connection, "connected to nats"),
         Event::Disconnected => tracing::warn!(connection, "disconnected from nats"),

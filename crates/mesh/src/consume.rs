@@ -8,7 +8,7 @@ use async_nats::{HeaderMap, header};
 use async_trait::async_trait;
 use bytes::Bytes;
 use herald_failure::{Classify, FailureClass};
-use herald_model::time::Timestamp;
+use herald_model::{PostScoped, time::Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pull::Puller;
 use crate::slot::Slot;
 use crate::topology::ConsumerSpec;
-use crate::{Mesh, Redriven, Subject, headers};
+use crate::{Mesh, MessageLink, Redriven, Subject, headers};
 
 /// Handles the messages of a consumer.
 #[async_trait]
@@ -29,6 +29,12 @@ pub trait Handler: Send + Sync + 'static {
     /// to another worker. A panic counts as [`Disposition::Fault`]. The future is dropped when it is still running
     /// `drain_seconds` after the start of the shutdown.
     async fn handle(&self, delivery: &Delivery) -> Disposition;
+
+    /// Whether the handler collects messages and handles them in batches. Its messages have no spans of their own, which
+    /// would show the wait for the batch; it opens a [`batch_span`](crate::batch_span) a batch instead.
+    fn handles_batches(&self) -> bool {
+        false
+    }
 }
 
 /// How to settle a message.
@@ -151,9 +157,32 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// A first delivery of a message without headers that comes from no consumer: for tests of handlers.
+    pub fn without_consumer(subject: Subject, sequence: u64, payload: impl Into<Bytes>) -> Self {
+        Self {
+            subject,
+            payload: payload.into(),
+            sequence,
+            attempt: 1,
+            attempts_max: 1,
+            published_at: Timestamp::default(),
+            redrive: None,
+            pending_count: 0,
+            headers: None,
+            delay_queue: None,
+            slot: Slot::none(),
+        }
+    }
+
     /// Decodes the message. The error is the disposition of an undecodable message: terminate it.
-    pub fn decode<M: prost::Message + Default>(&self) -> Result<M, Disposition> {
-        M::decode(self.payload.clone()).map_err(|error| {
+    ///
+    /// Adds the post to the span of the handler.
+    pub fn decode<M: prost::Message + PostScoped + Default>(&self) -> Result<M, Disposition> {
+        let message = M::decode(self.payload.clone());
+        if let Some(post) = message.as_ref().ok().and_then(PostScoped::post_id) {
+            tracing::Span::current().record("post_id", post);
+        }
+        message.map_err(|error| {
             Disposition::term(format_args!(
                 "undecodable {} on {}: {error}",
                 self.subject.message_type(),
@@ -170,6 +199,11 @@ impl Delivery {
     /// W3C `traceparent` of the publisher.
     pub fn trace_parent(&self) -> Option<&str> {
         self.header(headers::TRACE_PARENT)
+    }
+
+    /// The message in the span of a batch; `None` if its trace isn't recorded.
+    pub fn link(&self) -> Option<MessageLink> {
+        MessageLink::new(self.headers.as_ref())
     }
 
     /// Value of a header.

@@ -89,7 +89,7 @@ impl DelayQueue {
             attempts: if delivery.redrive.is_some() {
                 0
             } else {
-                delivery.attempt - 1
+                delivery.attempt.saturating_sub(1)
             },
             waits: wait.number,
             payload: wait.payload.clone().unwrap_or_else(|| delivery.payload.clone()),
@@ -132,17 +132,22 @@ impl DelayQueue {
         headers.insert(headers::PUBLISHED_AT, delivery.published_at.0.to_string());
         headers.insert(headers::ID, copy.id.as_str());
         headers.insert(headers::COPY, copy.message_id.as_str());
+        let first = delivery.header(headers::FIRST_TRACE_PARENT);
+        if let Some(first) = first.or(delivery.trace_parent()) {
+            headers::add(&mut headers, headers::FIRST_TRACE_PARENT, first);
+        }
         if copy.waits > 0 {
             headers.insert(headers::WAITS, copy.waits.to_string());
         }
         let outgoing = Outgoing {
-            span: trace::publish_span(Subject::Due, &to),
+            span: trace::publish_span(self.mesh.role, Subject::Due, &to),
             to,
             headers,
             id: Some(copy.message_id),
             body: copy.payload,
             repeatable: false,
             reserved_bytes: 0,
+            is_post: false,
         };
         self.mesh.send(outgoing).await?;
         Ok(())
@@ -212,6 +217,7 @@ impl Handler for Requeuer {
             headers::PUBLISHED_AT,
             headers::ID,
             headers::WAITS,
+            headers::FIRST_TRACE_PARENT,
         ] {
             if let Some(value) = delivery.header(name) {
                 headers.insert(name, value);
@@ -219,7 +225,7 @@ impl Handler for Requeuer {
         }
         let outgoing = Outgoing {
             to: subject.as_str().into(),
-            span: trace::publish_span(subject, subject.as_str()),
+            span: trace::publish_span(self.mesh.role, subject, subject.as_str()),
             headers,
             // Copies of earlier versions don't name their id.
             id: Some(match delivery.header(headers::COPY) {
@@ -229,6 +235,7 @@ impl Handler for Requeuer {
             body: delivery.payload.clone(),
             repeatable: false,
             reserved_bytes: 0,
+            is_post: false,
         };
         match self.mesh.send(outgoing).await {
             Ok(_) => Disposition::Ack,

@@ -20,8 +20,6 @@ use crate::{FieldDifference, TopologyMode};
 
 /// How long [`Mesh::ensure`] waits for a cluster that elects a leader, or that not all servers have joined yet.
 const UNAVAILABLE_MAX: Duration = Duration::from_secs(30);
-/// Messages that are published, and removed, to use up the sequences of lost ones.
-const FILLERS_MAX: u64 = 100_000;
 /// Delay between its attempts.
 const RETRY: RetryDelay = RetryDelay {
     delay_ms_base: 200,
@@ -40,16 +38,7 @@ impl Mesh {
     /// [`ErrorKind::Unavailable`] when the wait was not enough.
     pub async fn ensure(&self, topology: &Topology) -> Result<()> {
         let until = Instant::now() + UNAVAILABLE_MAX;
-        let mut attempt = 1;
-        loop {
-            let error = match self.ensure_now(topology).await {
-                Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < until => error,
-                done => return done,
-            };
-            tracing::warn!(attempt, %error, "streams and consumers can't be made yet, trying again");
-            tokio::time::sleep(RETRY.random_delay(attempt)).await;
-            attempt += 1;
-        }
+        patiently(until, async || self.ensure_now(topology).await).await
     }
 
     async fn ensure_now(&self, topology: &Topology) -> Result<()> {
@@ -78,82 +67,6 @@ impl Mesh {
         };
         self.ensure_now(&lost).await?;
         Ok(true)
-    }
-
-    /// Makes a stream again with the same configuration, without its messages and consumers, so that its next message has
-    /// `sequence`. It forgets the message ids of its dedupe window, too: a purge would not, and messages that are
-    /// published again would be dropped. Messages up to `keep` stay, if the gap up to `sequence` is small; their consumers
-    /// read them again. Returns the number of removed messages.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unavailable`] when the server doesn't do it.
-    pub async fn begin_anew(
-        &self,
-        topology: &Topology,
-        stream: &str,
-        sequence: u64,
-        keep: u64,
-    ) -> Result<u64> {
-        let jetstream = &self.consuming().jetstream;
-        let what = || format!("let stream {stream} begin at {sequence}");
-        let found = jetstream.get_stream(stream).await;
-        let found = found.map_err(|error| Error::unavailable(what(), error))?;
-        let info = found.cached_info().clone();
-        if keep > 0 && sequence.saturating_sub(info.state.last_sequence) <= FILLERS_MAX {
-            let removed = self.advance(topology, stream, sequence, keep).await?;
-            for consumer in topology.consumers_of(stream) {
-                let deleted = found.delete_consumer(&consumer.name).await;
-                deleted.map_err(|error| Error::unavailable(what(), error))?;
-                self.ensure_consumer(consumer).await?;
-            }
-            return Ok(removed);
-        }
-        let deleted = jetstream.delete_stream(stream).await;
-        deleted.map_err(|error| Error::unavailable(what(), error))?;
-        let made = jetstream.create_stream(stream::Config {
-            first_sequence: (sequence > 1).then_some(sequence),
-            ..info.config
-        });
-        made.await.map_err(|error| Error::unavailable(what(), error))?;
-        for consumer in topology.consumers_of(stream) {
-            self.ensure_consumer(consumer).await?;
-        }
-        Ok(info.state.messages)
-    }
-
-    /// Removes the messages after `keep`, and uses up all sequences below `sequence`. A purge could only do so without
-    /// any message left.
-    async fn advance(&self, topology: &Topology, stream: &str, sequence: u64, keep: u64) -> Result<u64> {
-        let what = || format!("let stream {stream} go on at {sequence}");
-        let jetstream = &self.consuming().jetstream;
-        let pattern = topology.stream(stream).and_then(|spec| spec.subjects.first());
-        let filler = pattern
-            .map(|pattern| pattern.replace('>', "filler"))
-            .ok_or_else(|| Error::new(ErrorKind::Invalid, format!("{}: it has no subject", what())))?;
-        let Some(mut range) = self.sequences(stream).await? else {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("{}: it is missing", what()),
-            ));
-        };
-        let handle = self.stream(stream).await?;
-        let mut removed = 0;
-        for later in (keep + 1).max(range.first)..=range.last {
-            // A message that is gone already is as good.
-            removed += u64::from(handle.delete_message(later).await.unwrap_or(false));
-        }
-        while range.last + 1 < sequence {
-            let stored = jetstream
-                .publish(filler.clone(), "".into())
-                .await
-                .map_err(|error| Error::unavailable(what(), error))?
-                .await
-                .map_err(|error| Error::unavailable(what(), error))?;
-            range.last = stored.sequence;
-        }
-        let purged = handle.purge().filter(filler).await;
-        purged.map_err(|error| Error::unavailable(what(), error))?;
-        Ok(removed)
     }
 
     async fn ensure_stream(&self, spec: &StreamSpec) -> Result<()> {
@@ -309,6 +222,20 @@ impl Mesh {
                 _ => Error::unavailable(what(), error),
             }),
         }
+    }
+}
+
+/// Makes attempts until one succeeds, or fails for another reason than that the server can't do it now, or until a moment.
+pub(crate) async fn patiently<T>(until: Instant, mut make: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        let error = match make().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && Instant::now() < until => error,
+            done => return done,
+        };
+        tracing::warn!(attempt, %error, "streams and consumers can't be made yet, trying again");
+        tokio::time::sleep(RETRY.random_delay(attempt)).await;
+        attempt += 1;
     }
 }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use async_nats::jetstream;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::{ConnectError, ConnectErrorKind};
 use herald_failure::{Classify, FailureClass};
 
 /// A result of this crate.
@@ -132,6 +133,20 @@ impl Error {
             id_in_process,
             ..Self::with_source(kind, format_args!("publish to {subject}"), error)
         }
+    }
+
+    /// Whether a connection could not be made because nothing refused it and nothing answered: the server hangs, or its
+    /// machine is cut off.
+    pub fn is_silence(&self) -> bool {
+        let source = self.source.as_ref().and_then(|source| source.downcast_ref());
+        source.is_some_and(|error: &ConnectError| error.kind() == ConnectErrorKind::TimedOut)
+    }
+
+    /// Whether the server took a message and didn't answer in time whether it is stored: it hangs, is overloaded, or
+    /// has frozen the stream after an error of its disk.
+    pub fn is_unanswered(&self) -> bool {
+        let source = self.source.as_ref().and_then(|source| source.downcast_ref());
+        source.is_some_and(|error: &PublishError| error.kind() == PublishErrorKind::TimedOut)
     }
 
     /// Whether the leader of the stream refused the message because a publish with its id isn't decided.

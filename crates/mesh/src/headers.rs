@@ -26,6 +26,11 @@ pub(crate) const WAITS: &str = "Herald-Waits";
 /// Message id of a copy in the delay queue.
 pub(crate) const COPY: &str = "Herald-Copy";
 
+/// `traceparent` of the first publish of a message that comes from the delay queue.
+pub(crate) const FIRST_TRACE_PARENT: &str = "Herald-First-Trace-Parent";
+/// Where the server reports its hops of a message (NATS ADR-41).
+pub(crate) const TRACE_DESTINATION: &str = "Nats-Trace-Dest";
+
 pub(crate) const TRACE_PARENT: &str = "traceparent";
 pub(crate) const TRACE_STATE: &str = "tracestate";
 
@@ -120,8 +125,10 @@ impl OriginalMessage {
 #[cfg(test)]
 mod tests {
     use herald_model::Lane;
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::{Delivery, trace};
 
     #[test]
     fn a_redriven_message_has_the_subject_sequence_and_time_of_its_first_publish() {
@@ -188,5 +195,61 @@ mod tests {
         add(&mut headers, TRACE_STATE, "a\r\nNats-Msg-Id: b");
         add(&mut headers, TRACE_PARENT, "00-1-2-01");
         assert_eq!(headers.len(), 1);
+    }
+
+    fn headers_of(values: &[(usize, String)]) -> HeaderMap {
+        const NAMES: [&str; 12] = [
+            TYPE,
+            REDRIVE,
+            SUBJECT,
+            SEQUENCE,
+            PUBLISHED_AT,
+            ID,
+            ATTEMPTS,
+            WAITS,
+            COPY,
+            FIRST_TRACE_PARENT,
+            TRACE_PARENT,
+            TRACE_STATE,
+        ];
+        let mut headers = HeaderMap::new();
+        for (name, value) in values {
+            add(&mut headers, NAMES[name % NAMES.len()], value);
+        }
+        headers
+    }
+
+    /// What headers have, a part of it, and anything else.
+    fn value() -> impl Strategy<Value = String> {
+        let valid = prop::sample::select(vec![
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "push.v1.deliver.low",
+            "redrive.v1.push",
+            "12/3",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "4294967295",
+            "vendor=value,other=1",
+        ]);
+        let near = herald_fuzz::near(valid.prop_map(|value| value.as_bytes().to_vec()));
+        near.prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    proptest! {
+        #[test]
+        fn any_headers_are_read_or_refused(
+            values in vec((any::<usize>(), value()), 0..14),
+            subject in prop_oneof![Just("redrive.v1.push"), Just("push.v1.deliver.low"), Just("later.v1.due.PUSH.push-low")],
+        ) {
+            let headers = headers_of(&values);
+            if let Ok(origin) = OriginalMessage::parse(subject, 7, Timestamp(5), Some(&headers)) {
+                prop_assert_eq!(origin.redrive.is_some(), subject == "redrive.v1.push");
+            }
+            prop_assert!(wire_bytes(&headers) >= 12);
+            let mut delivery = Delivery::without_consumer(Subject::PushDeliver(Lane::Low), 7, Vec::new());
+            delivery.headers = Some(headers.clone());
+            let _ = (delivery.waits(), delivery.id(), delivery.link());
+            let _ = trace::is_sampled(&headers);
+        }
     }
 }

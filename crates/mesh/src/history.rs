@@ -84,9 +84,32 @@ impl Mesh {
             body: message.payload.clone(),
             repeatable: false,
             reserved_bytes: 0,
-            span: trace::publish_span(subject, to),
+            is_post: false,
+            span: trace::publish_span(self.role, subject, to),
         })
         .await
+    }
+
+    /// Deletes a message from its stream, and overwrites its bytes on disk. Deleting it again changes nothing. The
+    /// stream keeps its last sequence.
+    ///
+    /// Delete only a message that every consumer has settled: for a consumer that has not acknowledged it, nats-server
+    /// publishes an advisory, which becomes a dead letter.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when no server answers.
+    pub async fn delete_message(&self, stream: &str, sequence: u64) -> Result<()> {
+        let handle = self.stream(stream).await?;
+        let Err(error) = handle.delete_message(sequence).await else {
+            return Ok(());
+        };
+        match leader_message_if_found(handle.get_raw_message(sequence).await, stream)? {
+            None => Ok(()),
+            Some(_) => Err(Error::unavailable(
+                format_args!("delete message {sequence} of stream {stream}"),
+                error,
+            )),
+        }
     }
 
     /// Pauses the deliveries of a consumer until a time. Requires nats-server 2.11 or later.

@@ -9,6 +9,8 @@
 //!   consumers.
 //! - [`Requeuer`]: the handler of LATER, the delay queue for long retry delays.
 //! - [`Mesh::publish_dead_letter`], [`Mesh::redrive`]: dead letters and their redrive.
+//! - [`Metrics`], [`BrokerMetrics`]: what the process handles and publishes, and what the broker has.
+//! - [`Mesh::inspect`]: how the streams and consumers are set up on a server.
 //! - [`Mesh::lag`], [`Mesh::message`], [`Mesh::scan`] and others read the state of streams and consumers.
 //!
 //! *Invariant:* publishing and consuming use separate connections. On a shared connection, thousands of publish
@@ -21,6 +23,7 @@
 //! and return; they can't acknowledge early.
 
 mod auth;
+mod begin_anew;
 mod config;
 mod connection;
 mod consume;
@@ -31,9 +34,12 @@ mod full;
 mod gate;
 mod headers;
 mod history;
+mod hops;
+mod inspect;
 mod lanes;
 mod last;
 mod meta;
+mod metrics;
 mod permissions;
 mod publish;
 mod pull;
@@ -59,8 +65,10 @@ pub use delay_queue::Requeuer;
 pub use error::{Error, ErrorKind, Result};
 pub use gate::Gate;
 pub use headers::OriginalMessage;
+pub use inspect::{ClockReading, Cluster, ConsumerState, Inspection, StreamState, UnreadableConsumers};
 pub use lanes::PerLane;
 pub use last::SequenceRange;
+pub use metrics::{BrokerMetrics, Metrics};
 pub use permissions::Permissions;
 pub use publish::Published;
 pub use read::{ConsumerLag, RawMessage, StreamLag};
@@ -72,6 +80,7 @@ pub use topology::{
     ConsumerPolicies, ConsumerPolicy, ConsumerSpec, DelayLimits, NatsUser, StreamLimits, StreamSpec,
     Topology, TopologyConfig, consumers, streams,
 };
+pub use trace::{MessageLink, batch_span};
 pub use verify::{Difference, FieldDifference};
 pub use workers::Workers;
 
@@ -81,6 +90,10 @@ use connection::Connection;
 #[derive(Clone, Debug)]
 pub struct Mesh {
     inner: Arc<Inner>,
+    /// The role in the spans.
+    role: &'static str,
+    /// Whether the server reports its hops of messages whose traces are recorded.
+    broker_hops: bool,
 }
 
 #[derive(Debug)]
@@ -90,6 +103,7 @@ struct Inner {
     publishing: Connection,
     /// Pulls, settles, subscribes, and manages streams and consumers.
     consuming: Connection,
+    metrics: Metrics,
 }
 
 impl Mesh {
@@ -98,6 +112,11 @@ impl Mesh {
     /// # Errors
     /// [`ErrorKind::Invalid`] for an invalid configuration, [`ErrorKind::Unavailable`] when no server answers.
     pub async fn connect(config: &Config) -> Result<Self> {
+        Self::connect_with(config, Metrics::default()).await
+    }
+
+    /// Connects as [`Mesh::connect`] does, and counts what is handled and published.
+    pub async fn connect_with(config: &Config, metrics: Metrics) -> Result<Self> {
         config.validate()?;
         let (publishing, consuming) = futures::try_join!(
             Box::pin(Connection::open(config, "publish")),
@@ -108,8 +127,32 @@ impl Mesh {
                 config: config.clone(),
                 publishing,
                 consuming,
+                metrics,
             }),
+            role: "",
+            broker_hops: false,
         })
+    }
+
+    /// The mesh with the role that its spans belong to, such as `push`. It shares the connections.
+    #[must_use]
+    pub fn for_role(&self, role: &'static str) -> Self {
+        Self { role, ..self.clone() }
+    }
+
+    /// The mesh with or without the server's hops in traces; see [`Mesh::run_broker_hops`]. It shares the connections.
+    #[must_use]
+    pub fn with_broker_hops(&self, broker_hops: bool) -> Self {
+        Self {
+            broker_hops,
+            ..self.clone()
+        }
+    }
+
+    /// Expects the end of the connections, such as that of a server that is stopped: it is no longer worth a warning.
+    pub fn expect_end(&self) {
+        self.inner.publishing.expect_end();
+        self.inner.consuming.expect_end();
     }
 
     /// Whether both connections are up.

@@ -35,7 +35,22 @@ impl Meta {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_reply_subject_is_parsed_or_refused(
+            reply in herald_fuzz::near(
+                Just(b"$JS.ACK.hub.hash.POSTS.archive.3.100.7.18446744073709551615.42.token".to_vec()),
+            ),
+        ) {
+            if let Some(meta) = Meta::parse(&String::from_utf8_lossy(&reply)) {
+                prop_assert!(meta.published_at.0 >= 0);
+            }
+        }
+    }
 
     #[test]
     fn both_forms_of_reply_subjects_are_parsed() {

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::topology::consumers::ConsumerKind;
 use crate::topology::{ConsumerSpec, NatsUser, StreamSpec, Topology, streams};
-use crate::{Subject, consumers};
+use crate::{Subject, consumers, hops};
 
 /// The subjects that a user may publish to and subscribe to. All others are denied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,6 +65,9 @@ impl NatsUser {
             publish.insert(format!("$JS.API.DIRECT.GET.{stream}"));
             publish.insert(stream_request("MSG.GET", stream));
         }
+        for stream in &access.erased {
+            publish.insert(stream_request("MSG.DELETE", stream));
+        }
         for stream in &access.samples {
             publish.insert(format!("$JS.API.DIRECT.GET.{stream}"));
         }
@@ -108,6 +111,8 @@ struct Access<'a> {
     pulled: Vec<&'a ConsumerSpec>,
     /// Streams whose messages it reads by sequence.
     messages: Vec<&'static str>,
+    /// Streams whose messages it deletes when all that is held of a user is erased.
+    erased: Vec<&'static str>,
     /// Streams of whose messages it reads some: the oldest that isn't acknowledged, for its age, or a sample.
     samples: Vec<String>,
     /// Subjects that it publishes to.
@@ -129,6 +134,7 @@ impl<'a> Access<'a> {
                 }));
                 access.publish([Subject::LiveTimeline.to_string()]);
                 access.subscribed.insert(Subject::LiveTimeline.to_string());
+                access.subscribed.insert(hops::SUBJECT.into());
                 // The newest message that was seen of each stream is compared with it.
                 access.messages.extend(streams::ALL);
                 // `herald lag`.
@@ -170,6 +176,10 @@ impl<'a> Access<'a> {
                 access.publish([Subject::MaxDeliveries, Subject::Terminated].map(|one| one.to_string()));
                 // A dead letter has the message that failed, of any stream, and an audit reads them all.
                 access.messages.extend(streams::ALL);
+                // An erasure deletes the posts of its user, and the messages that have their texts.
+                access.publish(is(|subject| matches!(subject, Subject::PostDeleted(_))));
+                access.publish([Subject::LiveTimeline.to_string()]);
+                access.erased.extend(streams::WITH_TEXTS);
                 access.read_lag(topology, |_| true);
             }
             // How much is pending, and a sample of it by which the recipients are estimated.
@@ -189,6 +199,10 @@ impl<'a> Access<'a> {
                 access.streams.extend(&topology.streams);
                 access.consumers.extend(&topology.consumers);
             }
+        }
+        if !access.published.is_empty() {
+            // The server refuses a whole message whose publisher may not publish where its hops are reported.
+            access.publish([hops::SUBJECT.into()]);
         }
         for subject in &access.published {
             access.streams.extend(topology.stream_of(subject));
@@ -291,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_topology_user_changes_streams_and_consumers_and_nobody_deletes() {
+    fn only_the_topology_user_changes_streams_and_consumers_and_nobody_deletes_them() {
         for user in NatsUser::ALL {
             for allowed in &permissions(user).publish {
                 let Some(request) = allowed.strip_prefix("$JS.API.") else {
@@ -306,9 +320,13 @@ mod tests {
                 ];
                 let works = ["CONSUMER.MSG.NEXT."];
                 let makes = ["STREAM.CREATE.", "STREAM.UPDATE.", "CONSUMER.CREATE."];
+                let erases = streams::WITH_TEXTS.map(|stream| format!("STREAM.MSG.DELETE.{stream}"));
                 let starts = |with: &[&str]| with.iter().any(|start| request.starts_with(start));
                 assert!(
-                    starts(&reads) || starts(&works) || (user == NatsUser::Topology && starts(&makes)),
+                    starts(&reads)
+                        || starts(&works)
+                        || (user == NatsUser::Topology && starts(&makes))
+                        || (user == NatsUser::Deadletter && erases.iter().any(|one| one == request)),
                     "{user}: {allowed}"
                 );
                 let filter = allowed.contains("CONSUMER.CREATE.");
@@ -355,7 +373,7 @@ mod tests {
         };
         for (subject, expected) in [
             ("post.v1.created.low", vec![Gateway]),
-            ("post.v1.deleted.high", vec![Gateway]),
+            ("post.v1.deleted.high", vec![Gateway, Deadletter]),
             ("post.v1.other.high", vec![]),
             ("fanout.v1.slice.normal", vec![Fanout]),
             ("timeline.v1.deliver.low", vec![Fanout, Timeline, Push]),
@@ -363,7 +381,9 @@ mod tests {
             ("push.v1.deliver.high", vec![Fanout, Timeline, Push]),
             ("event.v1.settled.timeline", vec![Timeline, Deadletter]),
             ("event.v1.settled.push", vec![Push, Deadletter]),
-            ("live.v1.timeline", vec![Gateway, Timeline]),
+            ("live.v1.timeline", vec![Gateway, Timeline, Deadletter]),
+            ("$JS.API.STREAM.MSG.DELETE.POSTS", vec![Deadletter]),
+            ("$JS.API.STREAM.MSG.DELETE.TIMELINE", vec![]),
             ("later.v1.wait.PUSH.push-low.7", vec![Push]),
             ("later.v1.wait.REDRIVE.redrive-timeline.id-7", vec![Timeline]),
             ("later.v1.due.PUSH.push-low", vec![]),
@@ -372,6 +392,10 @@ mod tests {
             (
                 "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.PUSH.push-low",
                 vec![Deadletter],
+            ),
+            (
+                "trace.v1.hops",
+                vec![Gateway, Graph, Fanout, Timeline, Push, Deadletter],
             ),
             ("_INBOX_gateway.x", vec![]),
         ] {
@@ -385,6 +409,7 @@ mod tests {
             let mut expected = BTreeSet::from([format!("_INBOX_{user}.>")]);
             if user == NatsUser::Gateway {
                 expected.insert("live.v1.timeline".into());
+                expected.insert("trace.v1.hops".into());
             }
             assert_eq!(permissions(user).subscribe, expected);
         }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
+use herald_model::PostScoped;
 use tokio::time::Instant;
 use tracing::{Instrument as _, Span};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::retry::RetryDelay;
-use crate::{Mesh, Subject, headers, trace};
+use crate::{Mesh, Subject, headers, hops, trace};
 
 /// Delay between the attempts of one publish.
 const RETRY: RetryDelay = RetryDelay {
@@ -48,6 +49,8 @@ pub(crate) struct Outgoing {
     /// Bytes of the server's maximum message size to leave free.
     pub(crate) reserved_bytes: usize,
     pub(crate) span: Span,
+    /// Whether the sequence of the message is the id of a post.
+    pub(crate) is_post: bool,
 }
 
 impl Outgoing {
@@ -76,32 +79,40 @@ impl Mesh {
     /// [`ErrorKind::Full`] when the stream is full. [`ErrorKind::TooLarge`] when the message exceeds the stream's
     /// limit, or the server's limit minus 1,024 bytes. [`ErrorKind::Unavailable`] when the server didn't answer or the
     /// stream doesn't exist: the message may have been stored. [`ErrorKind::Invalid`] for a wildcard subject.
-    pub async fn publish<M: prost::Message>(
+    pub async fn publish<M: prost::Message + PostScoped>(
         &self,
         subject: Subject,
         id: Option<&str>,
         body: &M,
     ) -> Result<Published> {
-        self.publish_bytes(subject, id, body.encode_to_vec().into()).await
+        let span = trace::publish_span(self.role, subject, subject.as_str());
+        if let Some(post) = body.post_id() {
+            span.record("post_id", post);
+        }
+        self.publish_in_span(subject, id, body.encode_to_vec().into(), span)
+            .await
     }
 
     /// Publishes as [`Mesh::publish`] does, for a message that belongs to several spans: the first is the parent, the
     /// others are linked.
-    pub async fn publish_with_links<M: prost::Message>(
+    pub async fn publish_with_links<M: prost::Message + PostScoped>(
         &self,
         subject: Subject,
         id: Option<&str>,
         body: &M,
         spans: &[Span],
     ) -> Result<Published> {
-        let span = trace::publish_span_for(subject, subject.as_str(), spans);
+        let span = trace::publish_span_for(self.role, subject, subject.as_str(), spans);
+        if let Some(post) = body.post_id() {
+            span.record("post_id", post);
+        }
         self.publish_in_span(subject, id, body.encode_to_vec().into(), span)
             .await
     }
 
     /// Publishes an encoded message as [`Mesh::publish`] does.
     pub async fn publish_bytes(&self, subject: Subject, id: Option<&str>, body: Bytes) -> Result<Published> {
-        let span = trace::publish_span(subject, subject.as_str());
+        let span = trace::publish_span(self.role, subject, subject.as_str());
         self.publish_in_span(subject, id, body, span).await
     }
 
@@ -124,6 +135,7 @@ impl Mesh {
             body,
             reserved_bytes: RESERVED_BYTES,
             span,
+            is_post: matches!(subject, Subject::PostCreated(_)),
         })
         .await
     }
@@ -141,6 +153,13 @@ impl Mesh {
             message.headers.insert(header::NATS_MESSAGE_ID, id.as_str());
         }
         trace::inject(&message.span, &mut message.headers);
+        message
+            .span
+            .record("messaging.message.body.size", message.body.len());
+        if self.broker_hops && trace::is_sampled(&message.headers) {
+            message.headers.insert(headers::TRACE_DESTINATION, hops::SUBJECT);
+        }
+        let (to, started) = (message.to.clone(), Instant::now());
         let span = message.span.clone();
         let publish = async {
             let config = &self.inner.config;
@@ -151,6 +170,9 @@ impl Mesh {
                 let error = match self.publish_once(&message).await {
                     Ok(published) => {
                         herald_failpoints::point!("published");
+                        if message.is_post {
+                            message.span.record("post_id", published.sequence);
+                        }
                         return Ok(published);
                     }
                     Err(error) => error,
@@ -174,7 +196,10 @@ impl Mesh {
                 attempt += 1;
             }
         };
-        publish.instrument(span).await
+        let published = publish.instrument(span).await;
+        let metrics = &self.inner.metrics;
+        metrics.record_publish(&to, published.as_ref(), started.elapsed());
+        published
     }
 
     async fn publish_once(&self, message: &Outgoing) -> Result<Published> {

@@ -75,7 +75,10 @@ impl<H: Handler> Puller<H> {
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", spec.stream, spec.name),
             worker: Arc::new(Worker {
                 client: mesh.consuming().client.clone(),
+                role: mesh.role,
+                broker_hops: mesh.broker_hops,
                 delay_queue: DelayQueue::for_consumer(&mesh, &spec).map(Arc::new),
+                metrics: mesh.inner.metrics.of_consumer(&spec.name),
                 spec,
                 handler,
                 abort: CancellationToken::new(),

@@ -6,7 +6,7 @@ use async_nats::jetstream::consumer;
 use async_nats::jetstream::context::{ConsumerInfoError, ConsumerInfoErrorKind};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{
-    DirectGetError, DirectGetErrorKind, RawMessageError, RawMessageErrorKind, Stream,
+    self, DirectGetError, DirectGetErrorKind, RawMessageError, RawMessageErrorKind, Stream,
 };
 use async_nats::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use herald_model::time::Timestamp;
 use crate::error::{Error, ErrorKind, Result};
 use crate::last::{ANSWERED_WITHIN, from_server};
 use crate::topology::{ConsumerSpec, StreamSpec, Topology};
-use crate::{Mesh, OriginalMessage, Redriven, Subject, headers};
+use crate::{Mesh, OriginalMessage, Redriven, Subject, headers, trace};
 
 /// Headers that the server adds to a message read from a stream.
 const SERVER_HEADERS: [&str; 6] = [
@@ -88,6 +88,11 @@ impl RawMessage {
     /// W3C `tracestate` of the publisher.
     pub fn trace_state(&self) -> Option<&str> {
         self.header(headers::TRACE_STATE)
+    }
+
+    /// Links the current span to the publish of this message.
+    pub fn link_current_span(&self) {
+        trace::add_link(&tracing::Span::current(), &trace::extract(&self.headers));
     }
 
     /// Subject and sequence as [`RawMessage::origin`] returns them; for a message in the delay queue, the subject to
@@ -299,14 +304,33 @@ impl Mesh {
         Ok(messages.map(|message| message.payload))
     }
 
+    /// Reads the state of one stream, without its consumers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when no server answers, or the stream has no leader: it takes no messages then.
+    pub async fn stream_state(&self, spec: &StreamSpec) -> Result<StreamLag> {
+        let info = self.stream_info(&self.stream(&spec.name).await?, spec).await?;
+        if info
+            .cluster
+            .as_ref()
+            .is_some_and(|cluster| cluster.leader.is_none())
+        {
+            let message = format!("read stream {}: it has no leader", spec.name);
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        Ok(to_lag(spec, &info, Vec::new()))
+    }
+
+    async fn stream_info(&self, handle: &Stream<()>, spec: &StreamSpec) -> Result<stream::Info> {
+        handle
+            .get_info()
+            .await
+            .map_err(|error| Error::unavailable(format_args!("read stream {}", spec.name), error))
+    }
+
     async fn stream_lag(&self, spec: &StreamSpec, topology: &Topology) -> Result<StreamLag> {
         let handle = self.stream(&spec.name).await?;
-        let info = async {
-            handle
-                .get_info()
-                .await
-                .map_err(|error| Error::unavailable(format_args!("read stream {}", spec.name), error))
-        };
+        let info = self.stream_info(&handle, spec);
         let consumers = try_join_all(
             topology
                 .consumers
@@ -315,15 +339,7 @@ impl Mesh {
                 .map(|consumer| self.consumer_lag(&handle, consumer)),
         );
         let (info, consumers) = try_join(info, consumers).await?;
-        Ok(StreamLag {
-            stream: spec.name.clone(),
-            message_count: info.state.messages,
-            byte_count: info.state.bytes,
-            byte_count_max: u64::try_from(info.config.max_bytes).unwrap_or(spec.limits.bytes_max),
-            first_sequence: info.state.first_sequence,
-            last_sequence: info.state.last_sequence,
-            consumers,
-        })
+        Ok(to_lag(spec, &info, consumers))
     }
 
     async fn consumer_lag(&self, stream: &Stream<()>, spec: &ConsumerSpec) -> Result<ConsumerLag> {
@@ -391,6 +407,18 @@ impl Mesh {
             .get_stream_no_info(stream)
             .await
             .map_err(|error| Error::with_source(ErrorKind::Invalid, format_args!("stream {stream:?}"), error))
+    }
+}
+
+fn to_lag(spec: &StreamSpec, info: &stream::Info, consumers: Vec<ConsumerLag>) -> StreamLag {
+    StreamLag {
+        stream: spec.name.clone(),
+        message_count: info.state.messages,
+        byte_count: info.state.bytes,
+        byte_count_max: u64::try_from(info.config.max_bytes).unwrap_or(spec.limits.bytes_max),
+        first_sequence: info.state.first_sequence,
+        last_sequence: info.state.last_sequence,
+        consumers,
     }
 }
 

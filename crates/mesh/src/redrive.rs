@@ -1,7 +1,7 @@
 //! Publishes dead letters to DLQ, and redrives them to the consumer kind that failed.
 
 use bytes::Bytes;
-use herald_model::time::Timestamp;
+use herald_model::{PostScoped, time::Timestamp};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Outgoing;
@@ -63,7 +63,7 @@ impl Mesh {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] when a name is not a valid subject token; otherwise as [`Mesh::publish`].
-    pub async fn publish_dead_letter<M: prost::Message>(
+    pub async fn publish_dead_letter<M: prost::Message + PostScoped>(
         &self,
         stream: &str,
         consumer: &str,
@@ -77,13 +77,18 @@ impl Mesh {
             }
         }
         let to = format!("dlq.v1.{stream}.{consumer}");
+        let span = trace::publish_span(self.role, Subject::DeadLetter, &to);
+        if let Some(post) = dead_letter.post_id() {
+            span.record("post_id", post);
+        }
         self.send(Outgoing {
             headers: headers::with_type(Subject::DeadLetter),
             id: Some(id.into()),
             body: dead_letter.encode_to_vec().into(),
             repeatable: false,
             reserved_bytes: 0,
-            span: trace::publish_span(Subject::DeadLetter, &to),
+            is_post: false,
+            span,
             to,
         })
         .await
@@ -113,7 +118,7 @@ impl Mesh {
         }
         let to = redrive.kind.subject();
         // Without telemetry, the headers keep the trace of the first publish.
-        let span = trace::redrive_span(&to, &headers);
+        let span = trace::redrive_span(self.role, &to, &headers);
         headers.insert(headers::SUBJECT, redrive.subject.as_str());
         headers.insert(headers::SEQUENCE, redrive.sequence.to_string());
         headers.insert(headers::PUBLISHED_AT, redrive.published_at.0.to_string());
@@ -128,6 +133,7 @@ impl Mesh {
             body: redrive.payload.clone(),
             repeatable: false,
             reserved_bytes: 0,
+            is_post: false,
             span,
         })
         .await

@@ -14,6 +14,11 @@ impl Slot {
         Self(Arc::new(Mutex::new(Some(permit))))
     }
 
+    /// A slot without a permit, for a message that comes from no consumer.
+    pub(crate) fn none() -> Self {
+        Self(Arc::new(Mutex::new(None)))
+    }
+
     /// Releases the permit now.
     pub(crate) fn release(&self) {
         self.0.lock().take();

@@ -115,8 +115,9 @@ impl Mesh {
             .await
             .map_err(|error| Error::with_source(ErrorKind::Invalid, what(), error))?;
         let fields = match stream.consumer_info(&spec.name).await {
-            Ok(consumer::Info { config, .. }) => {
-                let changes = consumer_changes(&config, &overlay_consumer(config.clone(), spec));
+            Ok(consumer::Info { config, paused, .. }) => {
+                let mut changes = consumer_changes(&config, &overlay_consumer(config.clone(), spec));
+                changes.extend(pause(&config, paused));
                 if changes.is_empty() {
                     return Ok(None);
                 }
@@ -133,4 +134,14 @@ impl Mesh {
             fields,
         }))
     }
+}
+
+/// A pause is a difference, although an update of the consumer doesn't end it.
+fn pause(config: &consumer::Config, paused: bool) -> Option<FieldDifference> {
+    let until = config.pause_until.filter(|_| paused)?;
+    Some(FieldDifference {
+        field: "pause_until",
+        found: until.to_string(),
+        wanted: "none".into(),
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use bytes::Bytes;
@@ -14,9 +14,11 @@ use tracing::Instrument as _;
 use crate::delay_queue::DelayQueue;
 use crate::headers::OriginalMessage;
 use crate::meta::Meta;
+use crate::metrics::{ConsumerMetrics, RetryCause};
 use crate::slot::Slot;
 use crate::topology::ConsumerSpec;
-use crate::{Delivery, Disposition, Handler, Wait, trace};
+use crate::trace::{Processed, Role};
+use crate::{Delivery, Disposition, Handler, Wait, hops, trace};
 
 /// Maximum length of a `+TERM` line with its reason, bytes.
 const REASON_BYTES_MAX: usize = 512;
@@ -24,10 +26,15 @@ const REASON_BYTES_MAX: usize = 512;
 /// State shared by the tasks of one consumer.
 pub(crate) struct Worker<H> {
     pub(crate) client: Client,
+    /// The role in the spans.
+    pub(crate) role: Role,
+    /// Whether traces have the deliveries of the broker.
+    pub(crate) broker_hops: bool,
     pub(crate) spec: ConsumerSpec,
     pub(crate) handler: Arc<H>,
     /// Delay queue for long retry delays; `None`: the consumer holds its messages.
     pub(crate) delay_queue: Option<Arc<DelayQueue>>,
+    pub(crate) metrics: ConsumerMetrics,
     /// Cancelled when a shutdown exceeds its deadline.
     pub(crate) abort: CancellationToken,
 }
@@ -39,6 +46,8 @@ struct Job<'a> {
     sequence: u64,
     /// Attempts over all copies, from 1.
     attempt: u64,
+    /// What a span says of the message; `None` for a message whose headers are malformed.
+    processed: Option<Processed<'a>>,
 }
 
 impl<H: Handler> Worker<H> {
@@ -53,11 +62,16 @@ impl<H: Handler> Worker<H> {
         let Some(meta) = Meta::parse(&reply) else {
             return tracing::error!(consumer = self.spec.name, %reply, "message ignored: its reply subject is not one of JetStream");
         };
+        let arrived = Instant::now();
+        if meta.attempt > 1 {
+            self.metrics.redeliveries.inc();
+        }
         let mut job = Job {
             reply: &reply,
             subject: &message.subject,
             sequence: meta.sequence,
             attempt: meta.attempt,
+            processed: None,
         };
         let headers = message.headers.as_ref();
         let origin = match OriginalMessage::parse(&message.subject, meta.sequence, meta.published_at, headers)
@@ -65,15 +79,7 @@ impl<H: Handler> Worker<H> {
             Ok(origin) => origin,
             Err(reason) => return self.term(&job, &reason).await,
         };
-        job.attempt += origin.previous_attempts;
-
-        let span = trace::process_span(
-            origin.subject,
-            &message.subject,
-            &self.spec.name,
-            job.attempt,
-            headers,
-        );
+        job.attempt = job.attempt.saturating_add(origin.previous_attempts);
         let delivery = Delivery {
             subject: origin.subject,
             payload: message.payload,
@@ -87,6 +93,26 @@ impl<H: Handler> Worker<H> {
             delay_queue: self.delay_queue.clone(),
             slot,
         };
+        let processed = Processed {
+            role: self.role,
+            subject: origin.subject,
+            from: job.subject,
+            consumer: &self.spec.name,
+            sequence: meta.sequence,
+            post: origin.sequence,
+            delivery: meta.attempt,
+            attempt: job.attempt,
+            headers: delivery.headers.as_ref(),
+        };
+        if self.broker_hops {
+            hops::record_delivery(&processed, &self.spec.stream, meta.published_at);
+        }
+        let span = if self.handler.handles_batches() {
+            tracing::Span::none()
+        } else {
+            trace::process_span(&processed)
+        };
+        job.processed = Some(processed);
         async {
             if self
                 .run_with_heartbeat(&job, self.run(&job, &delivery))
@@ -105,10 +131,14 @@ impl<H: Handler> Worker<H> {
         }
         .instrument(span)
         .await;
+        self.metrics
+            .process_seconds
+            .observe(arrived.elapsed().as_secs_f64());
     }
 
     /// Returns a message to the consumer for immediate redelivery.
     pub(crate) async fn release(&self, reply: &async_nats::Subject) {
+        self.metrics.released.inc();
         self.send(reply, Bytes::from_static(b"-NAK")).await;
     }
 
@@ -130,21 +160,31 @@ impl<H: Handler> Worker<H> {
 
     /// Runs the handler and settles the message with the handler's disposition.
     async fn run(&self, job: &Job<'_>, delivery: &Delivery) {
-        let disposition = AssertUnwindSafe(self.handler.handle(delivery))
+        let handled = AssertUnwindSafe(self.handler.handle(delivery))
             .catch_unwind()
-            .await
-            .unwrap_or_else(|panic| Disposition::fault(panic_reason(&*panic)));
+            .await;
+        let fault = if handled.is_err() {
+            RetryCause::Panic
+        } else {
+            RetryCause::Permanent
+        };
+        let disposition = handled.unwrap_or_else(|panic| Disposition::fault(panic_reason(&*panic)));
         herald_failpoints::point!(format!("handled.{}", self.spec.name));
 
         let attempts_max = u64::from(self.spec.attempts_max);
         let fault_attempts_max = u64::from(self.spec.fault_attempts_max).min(attempts_max);
         let attempt = job.attempt;
         match disposition {
-            Disposition::Ack => self.send(job.reply, Bytes::from_static(b"+ACK")).await,
+            Disposition::Ack => {
+                self.metrics.acked.inc();
+                self.send(job.reply, Bytes::from_static(b"+ACK")).await;
+            }
             Disposition::Retry { after, reason } if attempt < attempts_max => {
+                self.metrics.count_retry(RetryCause::Transient);
                 self.retry(job, delivery, after, &reason).await;
             }
             Disposition::Fault { reason } if attempt < fault_attempts_max => {
+                self.metrics.count_retry(fault);
                 self.retry(job, delivery, None, &reason).await;
             }
             // Terminate the last attempt: the server's own advisory comes after `ack_wait` and has no reason.
@@ -203,6 +243,7 @@ impl<H: Handler> Worker<H> {
             reason,
             "message waits in the delay queue"
         );
+        self.metrics.waiting.inc();
         self.send(job.reply, Bytes::from_static(b"+ACK")).await;
     }
 
@@ -217,6 +258,7 @@ impl<H: Handler> Worker<H> {
             reason,
             "message waits in its consumer and spends an attempt: the delay queue can't take it"
         );
+        self.metrics.count_retry(RetryCause::QueueFull);
         self.send(job.reply, nak(after)).await;
     }
 
@@ -230,18 +272,21 @@ impl<H: Handler> Worker<H> {
             }
             None => false,
         };
-        trace::set_error(&tracing::Span::current(), reason);
-        tracing::warn!(
-            stream = self.spec.stream,
-            consumer = self.spec.name,
-            subject = job.subject,
-            sequence = job.sequence,
-            attempt = job.attempt,
-            delay_ms = delay.as_millis() as u64,
-            postponed,
-            reason,
-            "message will be retried"
-        );
+        let span = self.failure_span(job);
+        trace::set_error(&span, reason);
+        span.in_scope(|| {
+            tracing::warn!(
+                stream = self.spec.stream,
+                consumer = self.spec.name,
+                subject = job.subject,
+                sequence = job.sequence,
+                attempt = job.attempt,
+                delay_ms = delay.as_millis() as u64,
+                postponed,
+                reason,
+                "message will be retried"
+            );
+        });
         // The delay queue publishes another copy, so this one is acknowledged.
         let settlement = if postponed {
             Bytes::from_static(b"+ACK")
@@ -252,17 +297,29 @@ impl<H: Handler> Worker<H> {
     }
 
     async fn term(&self, job: &Job<'_>, reason: &str) {
-        trace::set_error(&tracing::Span::current(), reason);
-        tracing::error!(
-            stream = self.spec.stream,
-            consumer = self.spec.name,
-            subject = job.subject,
-            sequence = job.sequence,
-            attempt = job.attempt,
-            reason,
-            "message terminated"
-        );
+        let span = self.failure_span(job);
+        trace::set_error(&span, reason);
+        span.in_scope(|| {
+            tracing::error!(
+                stream = self.spec.stream,
+                consumer = self.spec.name,
+                subject = job.subject,
+                sequence = job.sequence,
+                attempt = job.attempt,
+                reason,
+                "message terminated"
+            );
+        });
+        self.metrics.terminated.inc();
         self.send(job.reply, term(reason)).await;
+    }
+
+    /// The span of a failed attempt: that of the handler, or one of its own if the handler works in batches.
+    fn failure_span(&self, job: &Job<'_>) -> tracing::Span {
+        match &job.processed {
+            Some(processed) if self.handler.handles_batches() => trace::process_span(processed),
+            _ => tracing::Span::current(),
+        }
     }
 
     async fn send(&self, reply: &async_nats::Subject, payload: Bytes) {

@@ -24,14 +24,22 @@ pub enum InvalidUserId {
     /// The string has only spaces and invisible characters.
     #[error("must have a visible character")]
     Invisible,
+    /// The string has the form of a [placeholder](UserId::is_placeholder).
+    #[error("must not be the placeholder of an erased user")]
+    Placeholder,
 }
 
 impl UserId {
+    /// What the placeholder of an erased user begins with.
+    pub const PLACEHOLDER_PREFIX: &str = "erased-";
+
     /// Validates a string of a client.
     pub fn new(id: impl Into<String>) -> Result<Self, InvalidUserId> {
         let id = Self::from_stored(id)?;
         if id.0.chars().all(is_invisible) {
             Err(InvalidUserId::Invisible)
+        } else if id.is_placeholder() {
+            Err(InvalidUserId::Placeholder)
         } else {
             Ok(id)
         }
@@ -50,6 +58,18 @@ impl UserId {
         } else {
             Ok(Self(id))
         }
+    }
+
+    /// Whether the store gave this id to the key of an erased user: `erased-` and a UUID. No client can use it.
+    pub fn is_placeholder(&self) -> bool {
+        let Some(uuid) = self.0.strip_prefix(Self::PLACEHOLDER_PREFIX) else {
+            return false;
+        };
+        let is_at_its_place = |(at, byte): (usize, u8)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        };
+        uuid.len() == 36 && uuid.bytes().enumerate().all(is_at_its_place)
     }
 
     /// The string of the client.
@@ -142,6 +162,23 @@ mod tests {
         assert_eq!(UserId::new(""), Err(InvalidUserId::Empty));
         assert_eq!(UserId::new("a".repeat(129)), Err(InvalidUserId::TooLong(129)));
         assert_eq!(UserId::new("a\nb"), Err(InvalidUserId::ControlCharacter));
+    }
+
+    #[test]
+    fn no_client_has_the_placeholder_of_an_erased_user() {
+        let placeholder = "erased-01234567-89ab-4def-8123-456789abcdef";
+        assert_eq!(UserId::new(placeholder), Err(InvalidUserId::Placeholder));
+        assert!(UserId::from_stored(placeholder).unwrap().is_placeholder());
+        for id in [
+            "erased",
+            "erased-",
+            "erased-01234567-89ab-4def-8123-456789abcde",
+            "erased-01234567-89ab-4def-8123-456789abcdeg",
+            "erased-0123456789ab-4def-8123-456789abcdef-",
+            "Erased-01234567-89ab-4def-8123-456789abcdef",
+        ] {
+            assert!(!UserId::new(id).unwrap().is_placeholder(), "{id}");
+        }
     }
 
     #[test]

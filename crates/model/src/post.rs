@@ -4,16 +4,17 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{Lane, PostId, UserId, UserKey, time::Timestamp};
 
-/// An accepted post.
+/// An accepted post. Of a deleted post the store removes, after a time, all but the id, the key of the author, the lane
+/// and the times: see [`is_erased`](Self::is_erased).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Post {
     /// The id: its sequence in the POSTS stream.
     pub id: PostId,
     /// Key of the author.
     pub author: UserKey,
-    /// Id of the author.
+    /// Id of the author; [`ERASED_AUTHOR`](Self::ERASED_AUTHOR) in an erased post.
     pub author_id: UserId,
-    /// Request id of the client, or a generated one.
+    /// Request id of the client, or a generated one; empty in an erased post.
     pub request_id: String,
     /// The text.
     pub text: String,
@@ -33,6 +34,17 @@ pub struct Post {
     pub deleted_at: Option<Timestamp>,
 }
 
+impl Post {
+    /// The id of the author in an erased post. A user can have this id too: don't look up the author by it.
+    pub const ERASED_AUTHOR: &str = "erased";
+
+    /// Whether the text and all else that the author wrote was removed.
+    pub fn is_erased(&self) -> bool {
+        // Each accepted post has a request id.
+        self.request_id.is_empty() && self.deleted_at.is_some()
+    }
+}
+
 /// What an author adds to the pushes of a post. The default adds nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PushContent {
@@ -42,4 +54,10 @@ pub struct PushContent {
     pub collapse_key: String,
     /// Data for the application on the device.
     pub data: BTreeMap<String, String>,
+}
+
+/// A message about one post, whose spans have the attribute `post_id`.
+pub trait PostScoped {
+    /// The id of the post; `None` if the message is about several posts, or if its post has no id yet.
+    fn post_id(&self) -> Option<u64>;
 }

@@ -225,6 +225,26 @@ mod tests {
                 prop_assert!(keys.is_sorted_by(|a, b| a < b));
             }
         }
+
+        /// A claimed number of keys is never more than the bytes can hold, and a refusal leaves nothing behind.
+        #[test]
+        fn bytes_near_valid_ones_are_decoded_or_refused(
+            (bytes, claimed) in prop::collection::btree_set(any::<u32>(), 0..100).prop_flat_map(|keys| {
+                let set = Recipients::from_sorted(keys.into_iter().map(UserKey));
+                let claimed = prop_oneof![4 => Just(set.len()), 1 => herald_fuzz::u32s()];
+                (herald_fuzz::near(Just(set.as_bytes().to_vec())), claimed)
+            }),
+        ) {
+            let length = bytes.len();
+            if let Ok(read) = Recipients::decode(bytes.into(), claimed) {
+                prop_assert!(claimed as usize <= length);
+                let keys: Vec<_> = read.iter().collect();
+                prop_assert_eq!(keys.len(), claimed as usize);
+                prop_assert!(keys.is_sorted_by(|a, b| a < b));
+                let half = keys.len() / 2;
+                prop_assert!(read.part(half..keys.len()).iter().eq(keys[half..].iter().copied()));
+            }
+        }
     }
 
     #[test]

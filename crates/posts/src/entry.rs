@@ -47,8 +47,12 @@ pub fn created_message(post: &Post) -> PostCreated {
     }
 }
 
-/// Whether two posts with the same id are the same post. Keys of authors may differ: a message can lack one.
+/// Whether two posts with the same id are the same post. Keys of authors may differ: a message can lack one. Of an
+/// erased post only the time of acceptance is left to compare.
 pub fn is_same_post(one: &Post, other: &Post) -> bool {
+    if one.is_erased() || other.is_erased() {
+        return one.accepted_at == other.accepted_at;
+    }
     (&one.author_id, &one.request_id, one.accepted_at)
         == (&other.author_id, &other.request_id, other.accepted_at)
 }
@@ -97,6 +101,7 @@ fn deleted(sequence: u64, deleted: &PostDeleted) -> Result<Archived, String> {
 #[cfg(test)]
 mod tests {
     use herald_model::Lane;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -168,5 +173,61 @@ mod tests {
         assert!(decode_deletion(0).is_err());
         assert!(decode_deletion(9).is_err());
         assert!(entry(Subject::LiveTimeline, 9, Bytes::new()).is_err());
+    }
+
+    fn posts() -> impl Strategy<Value = Vec<u8>> {
+        let numbers = (
+            herald_fuzz::u32s(),
+            herald_fuzz::micros(),
+            herald_fuzz::u32s(),
+            -1..5,
+        );
+        let pairs = prop::collection::btree_map(".{0,5}", ".{0,5}", 0..4);
+        (".{0,20}", ".{0,20}", numbers, pairs).prop_map(|(author_id, text, numbers, pairs)| {
+            let (author_key, accepted_at_us, push_ttl_seconds, lane) = numbers;
+            let post = PostCreated {
+                author_key,
+                author_id,
+                request_id: "request".into(),
+                text,
+                links: vec!["https://example.org/".into()],
+                lane,
+                accepted_at_us,
+                push_ttl_seconds,
+                push_data: pairs.into_iter().collect(),
+                ..PostCreated::default()
+            };
+            post.encode_to_vec()
+        })
+    }
+
+    proptest! {
+        /// What is archived of any payload makes the same message again.
+        #[test]
+        fn bytes_near_a_post_are_a_post_or_refused(payload in herald_fuzz::near(posts()), sequence: u64) {
+            let subject = Subject::PostCreated(Lane::High);
+            match entry(subject, sequence, payload.into()) {
+                Ok(Archived::Created(post)) => {
+                    prop_assert_eq!(post.id, PostId(sequence));
+                    let again = created_message(&post).encode_to_vec();
+                    prop_assert_eq!(entry(subject, sequence, again.into()), Ok(Archived::Created(post)));
+                }
+                Ok(other) => prop_assert!(false, "{:?}", other),
+                Err(reason) => prop_assert!(!reason.is_empty()),
+            }
+        }
+
+        #[test]
+        fn bytes_near_a_deletion_are_one_of_an_earlier_post_or_refused(
+            payload in herald_fuzz::near((herald_fuzz::u64s(), herald_fuzz::micros()).prop_map(
+                |(post_id, deleted_at_us)| PostDeleted { post_id, author_key: 1, deleted_at_us }.encode_to_vec(),
+            )),
+            sequence in herald_fuzz::u64s(),
+        ) {
+            if let Ok(entry) = entry(Subject::PostDeleted(Lane::High), sequence, payload.into()) {
+                let is_earlier = matches!(entry, Archived::Deleted { post, .. } if post.0 > 0 && post.0 < sequence);
+                prop_assert!(is_earlier);
+            }
+        }
     }
 }

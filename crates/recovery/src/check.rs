@@ -11,6 +11,8 @@ use crate::{Problem, Result};
 
 /// Messages below the archive's last acknowledgement that are compared with the store.
 const ACKNOWLEDGED_CHECKED: u64 = 32;
+/// Newest posts of the store that are compared with POSTS if POSTS has no mark.
+const UNMARKED_CHECKED: u64 = 4_096;
 /// Posts that the archive has acknowledged and the store lacks, at which the store is older than the streams.
 const MISSING_MIN: u32 = 2;
 
@@ -164,6 +166,12 @@ impl Checker {
                 seen_at: mark.published_at,
                 stored_at: message.published_at,
             });
+        }
+        // A mark moves only past posts that are those of the store: until then, ids that were given twice can be found.
+        let marked = mark.map_or(archived.saturating_sub(UNMARKED_CHECKED), |mark| mark.sequence);
+        let (from, to) = (range.first.max(marked + 1), range.last.min(archived));
+        if let Some(post) = self.find_reused_id(from, to).await? {
+            return damaged(Problem::ReusedId { post });
         }
         Ok(Found::Sound(new_mark(stream, range, mark)))
     }

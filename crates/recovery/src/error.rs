@@ -6,6 +6,12 @@ pub enum Error {
     /// A stream can't be read or changed.
     #[error("the streams can't be used")]
     Mesh(#[from] herald_mesh::Error),
+    /// The NATS servers didn't do it for as long as a recovery waits.
+    #[error(
+        "the NATS servers didn't do it within a minute: wait until they have a leader for every stream, and run it \
+         again; what was done stays done"
+    )]
+    Unavailable(#[source] herald_mesh::Error),
     /// The store can't be read or written.
     #[error("the store can't be used")]
     Store(#[from] herald_store::Error),

@@ -33,6 +33,11 @@ pub enum Problem {
         /// When the message that the stream has was stored.
         stored_at: Timestamp,
     },
+    /// POSTS lost posts that are in the store, and new ones have got their ids.
+    ReusedId {
+        /// An id that one post has in POSTS, and another one in the store.
+        post: PostId,
+    },
     /// The archive has acknowledged a post that the store doesn't have: the store is older than the streams.
     StoreOlder {
         /// The newest post that the archive has acknowledged.
@@ -49,7 +54,19 @@ impl Problem {
             Self::Missing { stream } | Self::LostTail { stream, .. } | Self::Replaced { stream, .. } => {
                 Some(stream)
             }
+            Self::ReusedId { .. } => Some(streams::POSTS),
             Self::StoreOlder { .. } => None,
+        }
+    }
+
+    /// The kind of problem, for programs: it never changes.
+    pub fn id(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "stream-missing",
+            Self::LostTail { .. } => "stream-lost-tail",
+            Self::Replaced { .. } => "stream-replaced",
+            Self::ReusedId { .. } => "post-id-reused",
+            Self::StoreOlder { .. } => "store-older",
         }
     }
 
@@ -77,6 +94,11 @@ impl fmt::Display for Problem {
                 "stream {stream} lost its newest messages and used their sequences again: message {sequence} was stored \
                  at {} µs since 1970, and another one with this sequence at {} µs",
                 seen_at.0, stored_at.0
+            ),
+            Self::ReusedId { post } => write!(
+                f,
+                "stream POSTS lost its newest messages and used their sequences again: message {post} is another one than \
+                 post {post} of the store"
             ),
             Self::StoreOlder {
                 acknowledged,

@@ -3,12 +3,15 @@
 use std::{collections::HashMap, sync::Arc};
 
 use futures::StreamExt as _;
-use herald_mesh::{Mesh, RawMessage, SequenceRange, Subject, Topology, streams};
+use herald_mesh::{Mesh, RawMessage, SequenceRange, Topology, streams};
 use herald_model::{Post, PostId};
 use herald_posts::NO_KEY;
 use herald_store::{Archived, Stores};
 
-use crate::{Checker, Error, Problem, Result, last_dead_letter};
+use crate::{
+    Checker, Error, Problem, Result, discard::discard_renamed, last_dead_letter, lost::lost_posts,
+    retry::Retry, reused_id::read_entry,
+};
 
 /// Posts that are archived at once.
 const BATCH: usize = 256;
@@ -37,11 +40,15 @@ pub struct Recovered {
     pub posts_archived: u64,
     /// Posts of POSTS whose id another post of the store has: they are in the store with another id.
     pub posts_renamed: Vec<RenamedPost>,
+    /// Dead letters of renamed posts, which the archive had refused, that were discarded.
+    pub dead_letters_discarded: u64,
     /// Messages of POSTS that are neither a post nor a deletion.
     pub messages_unreadable: u64,
     /// Number of posts that were seen in POSTS, and that neither POSTS nor the store has. Posts of the moments before the
     /// loss that nobody had seen yet are not among them.
     pub posts_lost: u64,
+    /// Those of them whose ids are known, because their deliveries were planned; ascending.
+    pub posts_lost_ids: Vec<PostId>,
 }
 
 /// A stream that begins anew.
@@ -65,12 +72,17 @@ pub struct RenamedPost {
 }
 
 impl Recovery {
-    /// Compares streams and store and changes nothing.
+    /// Compares streams and store and changes nothing. Waits for up to a minute while the NATS servers elect leaders.
     ///
     /// # Errors
     /// The streams or the store can't be read.
     pub async fn find_problems(&self) -> Result<Vec<Problem>> {
-        self.checker().check_thoroughly().await
+        self.find(&Retry::start()).await
+    }
+
+    async fn find(&self, retry: &Retry) -> Result<Vec<Problem>> {
+        let checker = self.checker();
+        retry.run(async || checker.check_thoroughly().await).await
     }
 
     fn checker(&self) -> Checker {
@@ -86,19 +98,22 @@ impl Recovery {
     /// Archives what POSTS has and the store lacks, and lets each damaged stream begin anew above all known sequences.
     /// Deliveries that a removed message would have made are found by the next audit, and sent again by a repairing one.
     ///
-    /// Can be repeated after a failure: what is archived stays archived, and a stream that began anew is sound.
+    /// Waits for up to a minute while the NATS servers elect leaders. Can be repeated after a failure: what is archived
+    /// stays archived, and a stream that began anew is sound.
     ///
     /// # Errors
-    /// [`Error::InUse`] while a process of Herald runs; other errors of the streams and the store.
+    /// [`Error::InUse`] while a process of Herald runs; [`Error::Unavailable`] if the wait was not enough; other errors of
+    /// the streams and the store.
     pub async fn run(&self) -> Result<Recovered> {
-        let problems = self.find_problems().await?;
+        let retry = Retry::start();
+        let problems = self.find(&retry).await?;
         if problems.is_empty() {
             return Ok(Recovered::default());
         }
         let concerns =
             |problem: &Problem, stream: &str| problem.stream().is_none_or(|damaged| damaged == stream);
         let is_damaged = |stream: &str| problems.iter().any(|problem| concerns(problem, stream));
-        let mut recovered = self.begin_anew(is_damaged).await?;
+        let mut recovered = self.begin_anew(&retry, is_damaged).await?;
         recovered.problems = problems;
         Ok(recovered)
     }
@@ -109,26 +124,34 @@ impl Recovery {
     /// # Errors
     /// As [`Recovery::run`].
     pub async fn run_after_restore(&self) -> Result<Recovered> {
-        self.begin_anew(|_| true).await
+        self.begin_anew(&Retry::start(), |_| true).await
     }
 
-    async fn begin_anew(&self, is_damaged: impl Fn(&str) -> bool) -> Result<Recovered> {
-        self.check_unused().await?;
+    async fn begin_anew(&self, retry: &Retry, is_damaged: impl Fn(&str) -> bool) -> Result<Recovered> {
+        retry.run(async || self.check_unused().await).await?;
         let mut recovered = Recovered::default();
         let topology = self.checker().topology_to_make().await?;
-        self.mesh.ensure(&topology).await?;
+        retry.run(async || Ok(self.mesh.ensure(&topology).await?)).await?;
         let last_dead_letter =
             last_dead_letter(&*self.stores.dead_letters, &*self.stores.stream_marks).await?;
-        for spec in topology.streams.iter().filter(|spec| is_damaged(&spec.name)) {
+        for spec in &topology.streams {
             let stream = spec.name.as_str();
-            let range = self.mesh.sequences(stream).await?;
+            let range = retry.run(async || Ok(self.mesh.sequences(stream).await?)).await?;
             let in_stream = range.map_or(0, |range| range.last);
+            let is_behind = async || self.is_behind_consumer(stream, in_stream).await;
+            if !is_damaged(stream) && !retry.run(is_behind).await? {
+                continue;
+            }
             let known = self.known(stream).await?.max(in_stream);
             let mut first = spec.first_sequence.max(known + 1);
             let mut keeps = 0;
             if stream == streams::POSTS {
                 first = next_posts(known);
-                self.archive_posts(range, &mut recovered).await?;
+                retry
+                    .run(async || self.archive_posts(range, &mut recovered).await)
+                    .await?;
+                recovered.dead_letters_discarded =
+                    discard_renamed(&*self.stores.dead_letters, &recovered.posts_renamed).await?;
                 let kept = self
                     .stores
                     .posts
@@ -136,13 +159,19 @@ impl Recovery {
                     .await?
                     .map_or(0, |post| post.0)
                     .max(in_stream);
-                recovered.posts_lost = known.saturating_sub(kept);
-                self.check_unchanged(stream, in_stream).await?;
+                recovered.posts_lost_ids = lost_posts(&self.stores, in_stream).await?;
+                let named = recovered.posts_lost_ids.len() as u64;
+                recovered.posts_lost = known.saturating_sub(kept).max(named);
+                retry
+                    .run(async || self.check_unchanged(stream, in_stream).await)
+                    .await?;
             } else if stream == streams::DLQ {
                 // Its messages are the payloads of the dead letters in the store. Later ones belong to no dead letter.
                 keeps = last_dead_letter;
             }
-            let removed = self.mesh.begin_anew(&topology, stream, first, keeps).await?;
+            let removed = retry
+                .run(async || Ok(self.mesh.begin_anew(&topology, stream, first, keeps).await?))
+                .await?;
             tracing::info!(stream, removed, first_sequence = first, "stream begins anew");
             recovered.streams.push(RecoveredStream {
                 stream: stream.to_owned(),
@@ -151,6 +180,17 @@ impl Recovery {
             });
         }
         Ok(recovered)
+    }
+
+    /// Whether a consumer has acknowledged messages that its stream doesn't have: they were lost before the stream got a
+    /// mark. The consumer would not be sent the messages that get their sequences.
+    async fn is_behind_consumer(&self, stream: &str, last: u64) -> Result<bool> {
+        for consumer in self.topology.consumers_of(stream) {
+            if self.mesh.ack_floor(stream, &consumer.name).await? > last {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A running process pulls from its consumers.
@@ -201,13 +241,15 @@ impl Recovery {
     }
 
     /// Archives the posts and deletions of POSTS that the store lacks. A post whose id another one has gets the next id
-    /// after all known ones, which POSTS will never give.
+    /// after all known ones, which POSTS will never give. Can be repeated after a message could not be read.
     async fn archive_posts(&self, range: Option<SequenceRange>, recovered: &mut Recovered) -> Result<()> {
         let Some(range) = range.filter(|range| range.first <= range.last) else {
             return Ok(());
         };
         let mut new_id = self.known(streams::POSTS).await?.max(range.last);
-        let mut renamed: HashMap<PostId, PostId> = HashMap::new();
+        recovered.messages_unreadable = 0;
+        let renamed = recovered.posts_renamed.iter();
+        let mut renamed: HashMap<PostId, PostId> = renamed.map(|post| (post.told, post.now)).collect();
         let messages = self.mesh.scan(streams::POSTS, None, range.first, range.last);
         let mut messages = std::pin::pin!(messages.ready_chunks(BATCH));
         while let Some(batch) = messages.next().await {
@@ -277,12 +319,6 @@ impl Recovery {
         post.id = PostId(*new_id);
         Ok(Some(post.id))
     }
-}
-
-fn read_entry(message: &RawMessage) -> std::result::Result<Archived, String> {
-    let subject =
-        Subject::parse(&message.subject).ok_or_else(|| format!("unknown subject {}", message.subject))?;
-    herald_posts::entry(subject, message.sequence, message.payload.clone())
 }
 
 /// The first id after a gap that leaves room for ids that nobody remembers.

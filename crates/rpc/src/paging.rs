@@ -152,6 +152,46 @@ mod tests {
             prop_assert!(is_invalid(PageToken::decode("ListTimeline", 7, &URL_SAFE_NO_PAD.encode(bytes))));
         }
 
+        /// Any text is refused, or is exactly the token of the cursor that it decodes to, of this call and this
+        /// identity.
+        #[test]
+        fn a_token_near_a_valid_one_is_refused_or_is_what_was_encoded(
+            text in herald_fuzz::near(prop::collection::vec(any::<u8>(), 0..40)
+                .prop_map(|cursor| PageToken::encode("ListTimeline", 7, &cursor).into_bytes())),
+        ) {
+            let text = String::from_utf8_lossy(&text);
+            if let Ok(Some(cursor)) = PageToken::decode("ListTimeline", 7, &text) {
+                prop_assert_eq!(PageToken::encode("ListTimeline", 7, &cursor), text.clone());
+            }
+            if let Ok(Some(cursor)) = PageToken::decode_u64("ListTimeline", 7, &text) {
+                prop_assert_eq!(PageToken::encode_u64("ListTimeline", 7, cursor), text);
+            }
+        }
+
+        #[test]
+        fn bytes_near_a_token_are_refused_or_are_what_was_encoded(
+            bytes in herald_fuzz::near(prop::collection::vec(any::<u8>(), 0..40).prop_map(|cursor| {
+                URL_SAFE_NO_PAD.decode(PageToken::encode("ListTimeline", 7, &cursor)).unwrap()
+            })),
+        ) {
+            let token = URL_SAFE_NO_PAD.encode(bytes);
+            if let Ok(Some(cursor)) = PageToken::decode("ListTimeline", 7, &token) {
+                prop_assert_eq!(PageToken::encode("ListTimeline", 7, &cursor), token);
+            }
+        }
+
+        #[test]
+        fn a_token_of_another_call_or_identity_is_refused(
+            (call, other) in ("[A-Za-z]{1,20}", "[A-Za-z]{1,20}").prop_filter("two calls", |(a, b)| a != b),
+            (identity, stranger) in any::<(u64, u64)>().prop_filter("two identities", |(a, b)| a != b),
+            cursor: u64,
+        ) {
+            let token = PageToken::encode_u64(&call, identity, cursor);
+            prop_assert_eq!(PageToken::decode_u64(&call, identity, &token).unwrap(), Some(cursor));
+            prop_assert!(is_invalid(PageToken::decode(&other, identity, &token)));
+            prop_assert!(is_invalid(PageToken::decode(&call, stranger, &token)));
+        }
+
         #[test]
         fn a_changed_token_is_invalid(cursor: u64, at in 0_usize..25, bit in 0_u8..8) {
             let token = PageToken::encode_u64("ListTimeline", 7, cursor);

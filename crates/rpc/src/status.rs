@@ -19,6 +19,11 @@ pub const DOMAIN: &str = "herald.dev";
 /// Message of the gRPC library when the caller's deadline ended a call.
 const TIMEOUT_EXPIRED: &str = "Timeout expired";
 
+/// Reason of [`rate_limited`].
+const RATE_LIMITED: &str = "RATE_LIMITED";
+/// Reason of [`quota_exceeded`].
+const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
+
 /// Retry delay of [`unavailable`].
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -64,9 +69,59 @@ pub fn quota(reason: &str, subject: impl Into<String>, message: impl Into<String
     Status::with_error_details(Code::ResourceExhausted, message, details)
 }
 
+/// RESOURCE_EXHAUSTED `RATE_LIMITED`: a caller does something too often. Has a `QuotaFailure`, and a `RetryInfo` with the time
+/// after which it is admitted.
+pub fn rate_limited(subject: impl Into<String>, message: impl Into<String>, retry_after: Duration) -> Status {
+    let message = message.into();
+    let mut details = info(RATE_LIMITED);
+    details.add_quota_failure_violation(subject, message.clone());
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// RESOURCE_EXHAUSTED `QUOTA_EXCEEDED`: a user has as much as an operator allows. Has a `QuotaFailure`, and a
+/// `RetryInfo` if room comes with time.
+pub fn quota_exceeded(
+    subject: impl Into<String>,
+    message: impl Into<String>,
+    retry_after: Option<Duration>,
+) -> Status {
+    let message = message.into();
+    let mut details = info(QUOTA_EXCEEDED);
+    details.add_quota_failure_violation(subject, message.clone());
+    if retry_after.is_some() {
+        details.set_retry_info(retry_after);
+    }
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+/// Whether a status is that of [`quota_exceeded`].
+pub fn is_quota_exceeded(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    info.is_some_and(|info| info.reason == QUOTA_EXCEEDED)
+}
+
+/// Whether a status is that of [`rate_limited`].
+pub fn is_rate_limited(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    info.is_some_and(|info| info.reason == RATE_LIMITED)
+}
+
 /// INVALID_ARGUMENT `MESSAGE_TOO_LARGE`: a message exceeds a size limit.
 pub fn message_too_large(message: impl Into<String>) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, info("MESSAGE_TOO_LARGE"))
+}
+
+/// UNAUTHENTICATED: the caller has no valid credential.
+pub fn unauthenticated(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::Unauthenticated, message, info(reason))
+}
+
+/// PERMISSION_DENIED: the credential of the caller lacks a scope, which the metadata of the `ErrorInfo` name.
+pub fn scope_missing(reason: &str, scope: &str, message: impl Into<String>) -> Status {
+    let metadata = HashMap::from([("scope".to_owned(), scope.to_owned())]);
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(Code::PermissionDenied, message, details)
 }
 
 /// NOT_FOUND: the resource doesn't exist.
@@ -82,6 +137,11 @@ pub fn already_exists(reason: &str, message: impl Into<String>) -> Status {
 /// PERMISSION_DENIED: the resource belongs to another user.
 pub fn permission_denied(reason: &str, message: impl Into<String>) -> Status {
     Status::with_error_details(Code::PermissionDenied, message, info(reason))
+}
+
+/// UNIMPLEMENTED: the port or this version doesn't serve the method.
+pub fn unimplemented(reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(Code::Unimplemented, message, info(reason))
 }
 
 /// FAILED_PRECONDITION: the call fails until the state of the resource changes.
@@ -236,7 +296,15 @@ pub fn from_mesh(error: &herald_mesh::Error) -> Status {
         }
         ErrorKind::Unavailable => {
             tracing::warn!(error = error_chain(error), "broker unavailable");
-            unavailable("BROKER_UNAVAILABLE", "the broker is not available")
+            unavailable(
+                "BROKER_UNAVAILABLE",
+                if error.is_unanswered() {
+                    "the broker doesn't say that it has stored the message; if this lasts, it has frozen the stream after an \
+                     error of its disk, and nats-server must be restarted (`herald doctor` tells)"
+                } else {
+                    "the broker is not available"
+                },
+            )
         }
         ErrorKind::TooLarge => message_too_large("the message exceeds the broker's maximum message size"),
         ErrorKind::Conflict | ErrorKind::Invalid | ErrorKind::Rejected => internal(error),

@@ -10,6 +10,8 @@
 
 mod answer;
 mod io;
+mod refusal;
+mod secure;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -27,9 +29,11 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::metrics::{Counter, Gauge};
 use crate::shares::{Caller, Share, Shares};
+use crate::tls::ServerTls;
+use io::GuardedStream;
 
 pub use answer::{Answer, AnswerLayer, Answering, Held};
-pub use io::GuardedStream;
+pub use secure::PortStream;
 
 /// Interval at which the connections are looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -47,7 +51,7 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 pub struct Limits {
     /// Maximum number of connections. The addresses of clients share them.
     pub connections_max: usize,
-    /// Time for the first bytes: the HTTP/2 preface or a request.
+    /// Time for the TLS handshake and the first bytes: the HTTP/2 preface or a request.
     pub first_bytes_wait: Duration,
     /// Time for a client to read on while bytes wait in the socket.
     pub write_wait: Duration,
@@ -84,6 +88,8 @@ pub struct Counts {
     pub closed: Counter,
     /// Answers ended because their caller didn't read them.
     pub answers_cut: Counter,
+    /// Connections closed because their TLS handshake failed.
+    pub handshakes_failed: Counter,
 }
 
 /// A port and its connections. Clones share them.
@@ -97,7 +103,23 @@ struct Inner {
     shares: Shares,
     next_id: AtomicU64,
     connections: Mutex<HashMap<u64, Connection>>,
-    refusal_logged: Mutex<Option<Instant>>,
+    refusal_logged: LogLimit,
+    handshake_logged: Arc<LogLimit>,
+}
+
+/// A log line that is written at most once in [`LOG_INTERVAL`].
+#[derive(Default)]
+struct LogLimit(Mutex<Option<Instant>>);
+
+impl LogLimit {
+    fn allows(&self) -> bool {
+        let mut logged = self.0.lock();
+        let allowed = logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL);
+        if allowed {
+            *logged = Some(Instant::now());
+        }
+        allowed
+    }
 }
 
 /// A connection. Requests have it among their extensions. Clones share it.
@@ -114,6 +136,7 @@ struct State {
     /// Calls whose response has not begun.
     pending: AtomicUsize,
     counts: Counts,
+    handshake_logged: Arc<LogLimit>,
 }
 
 /// A call whose response has not begun.
@@ -167,6 +190,19 @@ impl Connection {
     pub fn begin_call(&self) -> PendingCall {
         self.0.pending.fetch_add(1, Ordering::Relaxed);
         PendingCall(self.clone())
+    }
+
+    /// Counts bytes of requests.
+    fn received(&self, count: usize) {
+        self.0.io.lock().received(count);
+    }
+
+    /// Counts and logs a TLS handshake that failed.
+    fn handshake_failed(&self, reason: &dyn fmt::Display) {
+        self.0.counts.handshakes_failed.inc();
+        if self.0.handshake_logged.allows() {
+            tracing::info!(address = ?self.0.address, %reason, "a TLS handshake failed");
+        }
     }
 
     /// Closes the connection: its next read and write fail.
@@ -228,33 +264,44 @@ impl Port {
             counts,
             next_id: AtomicU64::new(0),
             connections: Mutex::default(),
-            refusal_logged: Mutex::default(),
+            refusal_logged: LogLimit::default(),
+            handshake_logged: Arc::default(),
         }))
     }
 
-    /// The connections of a listener. Fails never: an error in accepting one is logged, and tried again.
-    pub fn incoming(
+    /// The connections of a listener, without TLS. Fails never: an error in accepting one is logged, and tried again.
+    pub fn incoming(&self, listener: TcpListener) -> impl Stream<Item = std::io::Result<PortStream>> + use<> {
+        self.incoming_tls(listener, None)
+    }
+
+    /// As [`Port::incoming`], with TLS if it is given.
+    pub fn incoming_tls(
         &self,
         listener: TcpListener,
-    ) -> impl Stream<Item = std::io::Result<GuardedStream>> + use<> {
+        tls: Option<ServerTls>,
+    ) -> impl Stream<Item = std::io::Result<PortStream>> + use<> {
         let incoming = TcpIncoming::from(listener)
             .with_nodelay(Some(true))
             .with_keepalive(Some(TCP_KEEPALIVE));
-        stream::unfold((self.clone(), incoming), |(port, mut incoming)| async move {
-            loop {
-                match incoming.next().await? {
-                    Ok(stream) => {
-                        if let Some(guarded) = port.admit(stream) {
-                            return Some((Ok(guarded), (port, incoming)));
+        stream::unfold(
+            (self.clone(), incoming, tls),
+            |(port, mut incoming, tls)| async move {
+                loop {
+                    match incoming.next().await? {
+                        Ok(stream) => {
+                            if let Some(guarded) = port.admit(stream, tls.is_some()) {
+                                let stream = PortStream::new(guarded, tls.clone());
+                                return Some((Ok(stream), (port, incoming, tls)));
+                            }
+                        }
+                        Err(error) => {
+                            port.log_refusal(&error);
+                            tokio::time::sleep(ACCEPT_RETRY).await;
                         }
                     }
-                    Err(error) => {
-                        port.log_refusal(&error);
-                        tokio::time::sleep(ACCEPT_RETRY).await;
-                    }
                 }
-            }
-        })
+            },
+        )
     }
 
     /// Looks at the connections every half second, for ever. After `shutdown`, clients have one second to read.
@@ -296,7 +343,7 @@ impl Port {
     }
 
     /// Takes a connection, unless there are too many.
-    fn admit(&self, stream: TcpStream) -> Option<GuardedStream> {
+    fn admit(&self, stream: TcpStream, is_tls: bool) -> Option<GuardedStream> {
         let peer = stream.peer_addr().ok();
         let address = peer.map(|peer: SocketAddr| Caller::address_key(peer.ip()));
         let caller = Caller {
@@ -321,6 +368,7 @@ impl Port {
             next_answer: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
             counts: self.0.counts.clone(),
+            handshake_logged: self.0.handshake_logged.clone(),
         }));
         self.0
             .connections
@@ -330,6 +378,7 @@ impl Port {
         Some(GuardedStream::new(
             stream,
             connection.clone(),
+            is_tls,
             Registered {
                 port: self.clone(),
                 id: connection.0.id,
@@ -339,9 +388,7 @@ impl Port {
     }
 
     fn log_refusal(&self, reason: &dyn fmt::Display) {
-        let mut logged = self.0.refusal_logged.lock();
-        if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            *logged = Some(Instant::now());
+        if self.0.refusal_logged.allows() {
             tracing::warn!(port = self.0.name, %reason, "can't accept a connection");
         }
     }

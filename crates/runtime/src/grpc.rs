@@ -1,4 +1,4 @@
-//! A gRPC server on a given listener, with health checks, reflection and a span per call.
+//! A gRPC server on a given listener, with health checks, reflection, and a span and metrics for each call.
 //!
 //! A service serves its routes on a [`Listener`]: a port of its own, or one that the services of a process share
 //! ([`SharedPort`]).
@@ -14,7 +14,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::connections::{AnswerLayer, Counts, Limits, Port};
+use crate::rpc_metrics::ServerMetrics;
 use crate::shutdown;
+use crate::tls::ServerTls;
 use crate::trace::ServerLayer;
 
 /// Time that open calls have to finish after the shutdown; the server then aborts them. Long-lived streams always use
@@ -38,6 +40,10 @@ pub const STREAM_WINDOW: u32 = 128 << 10;
 /// memory: for each that waits it counts what its payload lacks to 256 bytes, up to half of this window. So several
 /// streams of the smallest messages fit, each with its window full; how much waits is bounded by the windows of streams.
 pub const CONNECTION_WINDOW: u32 = 32 << 20;
+
+const HEALTH_SERVICE: &str = tonic_health::pb::health_server::SERVICE_NAME;
+const REFLECTION_SERVICE: &str = tonic_reflection::pb::v1::server_reflection_server::SERVICE_NAME;
+const OLD_REFLECTION_SERVICE: &str = tonic_reflection::pb::v1alpha::server_reflection_server::SERVICE_NAME;
 
 /// The server failed to start or to run.
 #[derive(Debug, thiserror::Error)]
@@ -66,17 +72,26 @@ pub async fn with_health(routes: Routes, services: &[&str], shutdown: &Cancellat
 }
 
 /// Adds server reflection v1 and, for older clients, v1alpha. `descriptors` is an encoded file descriptor set. Health
-/// and the types of error details (`google.rpc`) are added to it.
-pub fn with_reflection(routes: Routes, descriptors: &'static [u8]) -> Result<Routes, Error> {
-    let builder = || {
-        tonic_reflection::server::Builder::configure()
+/// and the types of error details (`google.rpc`) are added to it. It lists these services, health and itself.
+pub fn with_reflection(
+    routes: Routes,
+    descriptors: &'static [u8],
+    services: &[&str],
+) -> Result<Routes, Error> {
+    let builder = |own| {
+        let listed = services.iter().copied().chain([HEALTH_SERVICE, own]);
+        listed
+            .fold(
+                tonic_reflection::server::Builder::configure(),
+                tonic_reflection::server::Builder::with_service_name,
+            )
             .register_encoded_file_descriptor_set(descriptors)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     Ok(routes
-        .add_service(builder().build_v1()?)
-        .add_service(builder().build_v1alpha()?))
+        .add_service(builder(REFLECTION_SERVICE).build_v1()?)
+        .add_service(builder(OLD_REFLECTION_SERVICE).build_v1alpha()?))
 }
 
 /// Where a service serves its routes.
@@ -85,32 +100,54 @@ pub struct Listener(Place);
 
 #[derive(Debug)]
 enum Place {
-    Own(TcpListener),
+    Own(OwnPort),
     Shared(Mount),
 }
 
+/// A port, and what is known of it.
+#[derive(Debug)]
+struct OwnPort {
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    metrics: ServerMetrics,
+}
+
 impl From<TcpListener> for Listener {
-    /// A port of the service's own.
+    /// A port of the service's own, whose calls are in no metric.
     fn from(listener: TcpListener) -> Self {
-        Self(Place::Own(listener))
+        Self::new(listener, ServerMetrics::default())
     }
 }
 
-/// Serves the routes of a service until `shutdown`; open calls then have [`DRAIN_LIMIT`] to finish. Each call has a
-/// span. The server enforces the caller's `grpc-timeout`.
+impl Listener {
+    /// A port of the service's own.
+    pub fn new(listener: TcpListener, metrics: ServerMetrics) -> Self {
+        Self(Place::Own(OwnPort {
+            listener,
+            tls: None,
+            metrics,
+        }))
+    }
+}
+
+/// Serves the routes of a role until `shutdown`; open calls then have [`DRAIN_LIMIT`] to finish. Each call has a span. The
+/// server enforces the caller's `grpc-timeout`.
 ///
 /// On a port of its own the health of these services is added; see [`with_health`]. On a shared port, the health is that
 /// of the port.
 pub async fn serve(
+    role: &'static str,
     listener: impl Into<Listener>,
     routes: Routes,
     services: &[&str],
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let traced = routes.into_axum_router().layer(ServerLayer::new(role));
+    let routes = Routes::from(traced);
     match listener.into().0 {
-        Place::Own(listener) => {
+        Place::Own(port) => {
             let routes = with_health(routes, services, &shutdown).await;
-            serve_routes(listener, routes, shutdown).await
+            serve_recorded(port, routes, shutdown).await
         }
         Place::Shared(mount) => {
             mount.serve(routes, shutdown).await;
@@ -119,12 +156,27 @@ pub async fn serve(
     }
 }
 
-/// Serves routes until `shutdown`, as [`serve`] does, without adding health checks.
+/// Serves routes until `shutdown`, as [`serve`] does, without adding health checks. The calls are in no metric.
 pub async fn serve_routes(
     listener: TcpListener,
+    tls: Option<ServerTls>,
     routes: Routes,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let port = OwnPort {
+        listener,
+        tls,
+        metrics: ServerMetrics::default(),
+    };
+    serve_recorded(port, routes, shutdown).await
+}
+
+async fn serve_recorded(port: OwnPort, routes: Routes, shutdown: CancellationToken) -> Result<(), Error> {
+    let OwnPort {
+        listener,
+        tls,
+        metrics,
+    } = port;
     let limits = Limits {
         answer_wait: ANSWER_WAIT,
         ..Limits::default()
@@ -135,11 +187,14 @@ pub async fn serve_routes(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(ServerLayer)
+        .layer(metrics)
         .layer(AnswerLayer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(port.incoming(listener), shutdown.clone().cancelled_owned());
-    let server = port.watch_while(&shutdown, server);
+        .serve_with_incoming_shutdown(
+            port.incoming_tls(listener, tls),
+            shutdown.clone().cancelled_owned(),
+        );
+    let server = Box::pin(port.watch_while(&shutdown, server));
     match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server).await {
         Ok(served) => Ok(served?),
         Err(error) => {
@@ -152,7 +207,7 @@ pub async fn serve_routes(
 /// One port for the routes of several services.
 #[derive(Debug)]
 pub struct SharedPort {
-    listener: TcpListener,
+    port: OwnPort,
     shutdown: CancellationToken,
     mounts: Vec<oneshot::Receiver<Routes>>,
     ended: watch::Sender<bool>,
@@ -168,13 +223,24 @@ struct Mount {
 
 impl SharedPort {
     /// A port that serves until `shutdown`.
-    pub fn new(listener: TcpListener, shutdown: CancellationToken) -> Self {
+    pub fn new(listener: TcpListener, metrics: ServerMetrics, shutdown: CancellationToken) -> Self {
         Self {
-            listener,
+            port: OwnPort {
+                listener,
+                tls: None,
+                metrics,
+            },
             shutdown,
             mounts: Vec::new(),
             ended: watch::Sender::new(false),
         }
+    }
+
+    /// With TLS, if it is given.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Option<ServerTls>) -> Self {
+        self.port.tls = tls;
+        self
     }
 
     /// The listener of one more service.
@@ -192,7 +258,7 @@ impl SharedPort {
     /// have [`DRAIN_LIMIT`] to finish.
     pub async fn serve(self, own: Routes) -> Result<(), Error> {
         let Self {
-            listener,
+            port,
             shutdown,
             mounts,
             ended,
@@ -206,7 +272,7 @@ impl SharedPort {
                 router = router.merge(routes.into_axum_router().reset_fallback());
             }
         }
-        let served = serve_routes(listener, Routes::from(router), shutdown).await;
+        let served = serve_recorded(port, Routes::from(router), shutdown).await;
         ended.send_replace(true);
         served
     }
@@ -245,10 +311,11 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let routes = with_reflection(Routes::default(), tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
+        let routes = with_reflection(Routes::default(), tonic_health::pb::FILE_DESCRIPTOR_SET, &[]).unwrap();
         let stop = shutdown.clone();
-        let server =
-            tokio::spawn(async move { serve(listener, routes, &["herald.v1.PostService"], stop).await });
+        let server = tokio::spawn(async move {
+            serve("gateway", listener, routes, &["herald.v1.PostService"], stop).await
+        });
 
         let mut client = HealthClient::new(Channel::from_shared(address).unwrap().connect().await.unwrap());
         for service in ["", "herald.v1.PostService"] {
@@ -288,20 +355,21 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let mut port = SharedPort::new(listener, shutdown.clone());
+        let mut port = SharedPort::new(listener, ServerMetrics::default(), shutdown.clone());
         let (reflection, health) = (port.mount(), port.mount());
         // A service that ends before it has routes doesn't keep the others from being served.
         drop(port.mount());
         let port = tokio::spawn(port.serve(Routes::default()));
         let stop = shutdown.child_token();
         let reflecting = tokio::spawn(async move {
-            let routes = with_reflection(Routes::default(), tonic_health::pb::FILE_DESCRIPTOR_SET).unwrap();
-            serve(reflection, routes, &[], stop).await
+            let routes =
+                with_reflection(Routes::default(), tonic_health::pb::FILE_DESCRIPTOR_SET, &[]).unwrap();
+            serve("gateway", reflection, routes, &[], stop).await
         });
         let stop = shutdown.child_token();
         let checking = tokio::spawn(async move {
             let (_, service) = tonic_health::server::health_reporter();
-            serve(health, Routes::new(service), &[], stop).await
+            serve("gateway", health, Routes::new(service), &[], stop).await
         });
 
         let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();

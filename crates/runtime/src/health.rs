@@ -105,7 +105,7 @@ mod tests {
         let routes = routes(groups, draining.clone()).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let serving = crate::grpc::serve_routes(listener, routes, CancellationToken::new());
+        let serving = crate::grpc::serve_routes(listener, None, routes, CancellationToken::new());
         tokio::spawn(serving);
         let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
         let mut watches = Vec::new();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use futures::{Stream, StreamExt as _};
@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::connections::{Counts, GuardedStream, Limits, Port};
+use crate::connections::{Counts, Limits, Port, PortStream};
 use crate::metrics::{self, Shared};
 use crate::shutdown;
 
@@ -217,13 +217,13 @@ async fn serve_limited(
 }
 
 /// The connections of a [`Port`].
-struct Guarded(Pin<Box<dyn Stream<Item = io::Result<GuardedStream>> + Send>>);
+struct Guarded(Pin<Box<dyn Stream<Item = io::Result<PortStream>> + Send>>);
 
 impl axum::serve::Listener for Guarded {
-    type Io = GuardedStream;
+    type Io = PortStream;
     type Addr = ();
 
-    async fn accept(&mut self) -> (GuardedStream, ()) {
+    async fn accept(&mut self) -> (PortStream, ()) {
         loop {
             match self.0.next().await {
                 Some(Ok(stream)) => return (stream, ()),
@@ -251,8 +251,27 @@ async fn readyz(State(readiness): State<Readiness>) -> Response {
     }
 }
 
-async fn metrics_text(State(metrics): State<Shared>) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode()).into_response()
+/// OpenMetrics for readers that accept it, such as Prometheus; the older text format of Prometheus for all others.
+///
+/// Some metrics are read from files of the operating system, so a thread for blocking calls makes the text.
+async fn metrics_text(State(metrics): State<Shared>, headers: HeaderMap) -> Response {
+    let mut accepted = headers.get_all(header::ACCEPT).iter();
+    let is_open_metrics = accepted.any(|accepted| {
+        accepted
+            .to_str()
+            .is_ok_and(|accepted| accepted.contains("application/openmetrics-text"))
+    });
+    let made = tokio::task::spawn_blocking(move || {
+        if is_open_metrics {
+            (metrics::OPEN_METRICS, metrics.open_metrics())
+        } else {
+            (metrics::PROMETHEUS, metrics.prometheus())
+        }
+    });
+    match made.await {
+        Ok((media_type, text)) => ([(header::CONTENT_TYPE, media_type)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 #[cfg(test)]
@@ -322,6 +341,28 @@ mod tests {
         assert_eq!(names, ["store", "own"]);
         assert!(states[0].required);
         assert!(two.failing().is_empty());
+    }
+
+    #[tokio::test]
+    async fn metrics_are_in_the_format_that_their_reader_accepts() {
+        let router = routes(Shared::new(), Readiness::new());
+        for (accept, media_type, text) in [
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.4",
+                metrics::OPEN_METRICS,
+                "# EOF\n",
+            ),
+            ("*/*", metrics::PROMETHEUS, ""),
+        ] {
+            let request = Request::get("/metrics")
+                .header(header::ACCEPT, accept)
+                .body(Body::empty())
+                .unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.headers()[header::CONTENT_TYPE], media_type);
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body, text);
+        }
     }
 
     #[tokio::test]

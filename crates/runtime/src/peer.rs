@@ -18,6 +18,7 @@ use futures::StreamExt as _;
 use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use herald_secret::SecretUrl;
+use rustls::pki_types::ServerName;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::route::Route;
+use crate::tls::{Changes, ClientTls};
 
 /// Interval between two health checks of an address.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -57,7 +59,7 @@ pub struct Urls(Vec<Uri>);
 
 /// Why the URLs of a peer can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be http://HOST:PORT (commas separate several), is {0:?}")]
+#[error("must be http://HOST:PORT or https://HOST:PORT (commas separate several), is {0:?}")]
 pub struct InvalidUrl(String);
 
 /// A peer: the ways to call it, and whether it can be reached.
@@ -80,6 +82,7 @@ enum Key {
 /// One address of the peer.
 struct Address {
     endpoint: Endpoint,
+    url: Uri,
     health: HealthClient<Channel>,
     timeouts: u32,
     healthy: bool,
@@ -97,14 +100,16 @@ impl Urls {
     /// Parses URLs that are separated by commas.
     ///
     /// # Errors
-    /// [`InvalidUrl`] names the first one that is not `http://HOST:PORT`.
+    /// [`InvalidUrl`] names the first one that is not `http://HOST:PORT` or `https://HOST:PORT`.
     pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
         let parse = |url: &str| {
             let invalid = || InvalidUrl(SecretUrl::new(url).redacted());
             let uri: Uri = url.parse().map_err(|_| invalid())?;
             let authority = uri.authority().ok_or_else(invalid)?;
-            let is_valid = uri.scheme_str() == Some("http")
-                && !authority.host().is_empty()
+            let host = without_brackets(authority.host());
+            let is_valid = matches!(uri.scheme_str(), Some("http" | "https"))
+                && !host.is_empty()
+                && (!is_https(&uri) || ServerName::try_from(host).is_ok())
                 && authority.port_u16().is_some_and(|port| port != 0)
                 && !authority.as_str().contains('@')
                 && uri.path() == "/"
@@ -117,6 +122,20 @@ impl Urls {
             .collect::<Result<_, _>>()?;
         Ok(Self(urls))
     }
+
+    /// Whether one of them is `https://`.
+    pub fn use_tls(&self) -> bool {
+        self.0.iter().any(is_https)
+    }
+}
+
+/// The host of a URL, where an IPv6 address has brackets, as resolvers and certificates have it.
+fn without_brackets(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+fn is_https(url: &Uri) -> bool {
+    url.scheme_str() == Some("https")
 }
 
 /// Finds addresses as the operating system does: files, DNS.
@@ -127,9 +146,15 @@ pub fn system_resolver() -> Resolve {
 }
 
 impl Peer {
-    /// Starts to follow a peer until `stop`. `service` is the name that its health checks ask for. Must be called within
-    /// a tokio runtime.
-    pub fn follow(urls: Urls, service: &str, resolve: Resolve, stop: CancellationToken) -> Self {
+    /// Starts to follow a peer until `stop`. `service` is the name that its health checks ask for. `tls` is for the URLs with
+    /// `https://`, whose certificates must be for the host of the URL. Must be called within a tokio runtime.
+    pub fn follow(
+        urls: Urls,
+        service: &str,
+        resolve: Resolve,
+        tls: Option<ClientTls>,
+        stop: CancellationToken,
+    ) -> Self {
         let (own, own_changes) = Channel::balance_channel(CHANGES_MAX);
         let (calls, calls_changes) = Channel::balance_channel(CHANGES_MAX);
         let (endpoints, endpoints_now) = watch::channel(Vec::new());
@@ -138,6 +163,7 @@ impl Peer {
             urls,
             service: service.to_owned(),
             resolve,
+            tls: tls.map(|tls| (tls.changes(), tls)),
             changes: vec![own_changes, calls_changes],
             endpoints,
             healthy,
@@ -163,6 +189,7 @@ struct Follower {
     urls: Urls,
     service: String,
     resolve: Resolve,
+    tls: Option<(Changes, ClientTls)>,
     /// To the balancers of the channels that are in use.
     changes: Vec<mpsc::Sender<Change<Key, Endpoint>>>,
     /// What the balancers have, for connections of single streams.
@@ -180,6 +207,7 @@ impl Follower {
         let mut resolved_at: Option<Instant> = None;
         loop {
             let started = Instant::now();
+            self.follow_tls().await;
             let all_healthy = !self.addresses.is_empty() && self.addresses.values().all(|one| one.healthy);
             if !all_healthy || resolved_at.is_none_or(|at| at.elapsed() >= RESOLVE_INTERVAL) {
                 self.resolve_names().await;
@@ -194,12 +222,32 @@ impl Follower {
         }
     }
 
+    /// Makes the endpoints anew after the certificate of this process has changed. A balancer uses an old connection until the
+    /// new one is there.
+    async fn follow_tls(&mut self) {
+        let changed = self.tls.as_mut().is_some_and(|(changes, _)| changes.take());
+        if !changed {
+            return;
+        }
+        let addresses = std::mem::take(&mut self.addresses);
+        for (address, one) in addresses {
+            if let Some(mut new) = self.address(address, &one.url) {
+                (new.timeouts, new.healthy) = (one.timeouts, one.healthy);
+                self.addresses.insert(address, new);
+            }
+        }
+        for key in self.balanced.clone() {
+            if let Some(endpoint) = self.endpoint_of(&key) {
+                self.tell(|| Change::Insert(key.clone(), endpoint.clone())).await;
+            }
+        }
+        self.publish_endpoints();
+    }
+
     /// Resolves all names. If one fails, the addresses that it had before are kept.
     async fn resolve_names(&mut self) {
         let lookups = self.urls.0.iter().map(|url| {
-            let host = url.host().unwrap_or_default();
-            // `lookup_host` expects an IPv6 address without brackets.
-            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            let host = without_brackets(url.host().unwrap_or_default()).to_owned();
             let lookup = timeout(RESOLVE_TIMEOUT, (self.resolve)(host, url.port_u16().unwrap_or(0)));
             async move { (url, lookup.await.map_err(io::Error::from).flatten()) }
         });
@@ -226,10 +274,10 @@ impl Follower {
             self.addresses.retain(|address, _| found.contains(address));
         }
         for (address, url) in added {
-            if let std::collections::btree_map::Entry::Vacant(vacant) = self.addresses.entry(address)
-                && let Some(new) = Address::new(address, &url)
+            if !self.addresses.contains_key(&address)
+                && let Some(new) = self.address(address, &url)
             {
-                vacant.insert(new);
+                self.addresses.insert(address, new);
             }
         }
     }
@@ -302,15 +350,52 @@ impl Follower {
         for key in self.balanced.clone().difference(&wanted) {
             self.tell(|| Change::Remove(key.clone())).await;
         }
-        let endpoints = wanted.iter().filter_map(|key| self.endpoint_of(key)).collect();
-        self.endpoints.send_replace(endpoints);
         self.balanced = wanted;
+        self.publish_endpoints();
+    }
+
+    /// Gives the endpoints of the balancers to the streams.
+    fn publish_endpoints(&self) {
+        let endpoints = self.balanced.iter().filter_map(|key| self.endpoint_of(key));
+        self.endpoints.send_replace(endpoints.collect());
     }
 
     fn endpoint_of(&self, key: &Key) -> Option<Endpoint> {
         match key {
             Key::Address(address) => self.addresses.get(address).map(|one| one.endpoint.clone()),
-            Key::Name => self.urls.0.first().map(|url| endpoint(url.clone())),
+            Key::Name => self
+                .urls
+                .0
+                .first()
+                .and_then(|url| self.endpoint(url.clone(), url)),
+        }
+    }
+
+    fn address(&self, address: SocketAddr, url: &Uri) -> Option<Address> {
+        let scheme = if is_https(url) { "https" } else { "http" };
+        let at: Uri = format!("{scheme}://{address}").parse().ok()?;
+        // Servers see the name, whatever the address.
+        let endpoint = self.endpoint(at, url)?.origin(url.clone());
+        Some(Address {
+            health: HealthClient::new(endpoint.connect_lazy()),
+            endpoint,
+            url: url.clone(),
+            timeouts: 0,
+            healthy: false,
+        })
+    }
+
+    /// An endpoint at `at`, with TLS for the host of `url` if that has `https://`.
+    fn endpoint(&self, at: Uri, url: &Uri) -> Option<Endpoint> {
+        let endpoint = Endpoint::from(at)
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        match &self.tls {
+            Some((_, tls)) if is_https(url) => tls.apply(endpoint, url.host().unwrap_or_default()).ok(),
+            _ => Some(endpoint),
         }
     }
 
@@ -326,29 +411,6 @@ impl Follower {
             self.changes.remove(n);
         }
     }
-}
-
-impl Address {
-    fn new(address: SocketAddr, url: &Uri) -> Option<Self> {
-        let at: Uri = format!("http://{address}").parse().ok()?;
-        // Servers see the name, whatever the address.
-        let endpoint = endpoint(at).origin(url.clone());
-        Some(Self {
-            health: HealthClient::new(endpoint.connect_lazy()),
-            endpoint,
-            timeouts: 0,
-            healthy: false,
-        })
-    }
-}
-
-fn endpoint(uri: Uri) -> Endpoint {
-    Endpoint::from(uri)
-        .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
 }
 
 async fn check(mut health: HealthClient<Channel>, service: &str) -> Checked {

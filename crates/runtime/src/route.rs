@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tonic::transport::channel::Change;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::tls::ClientTls;
 
 /// Timeout of the connection of a stream.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -20,6 +23,9 @@ const TRIES_MAX: usize = 3;
 const STREAM_WINDOW: u32 = 64 << 10;
 /// Window of a connection. It has one stream; the HTTP/2 library takes as many small frames as this window allows.
 const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Maximum number of changes of an endpoint that a channel has not taken yet.
+const CHANGES_MAX: usize = 16;
 
 /// The ways to call a role.
 #[derive(Debug, Clone)]
@@ -48,6 +54,39 @@ impl Route {
             calls: endpoint.connect_lazy(),
             streams: Streams::Local(Box::new(endpoint.clone())),
         }
+    }
+
+    /// To one address with TLS, whose certificate must be for `host`. Connects when it is used. When the caller's certificate
+    /// changes, new connections show the new one. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`ClientTls::apply`].
+    pub fn to_tls(endpoint: &Endpoint, tls: &ClientTls, host: &str) -> Result<Self, tonic::transport::Error> {
+        let mut changes = tls.changes();
+        let first = tls.apply(endpoint.clone(), host)?;
+        let (own, own_changes) = Channel::balance_channel(CHANGES_MAX);
+        let (calls, calls_changes) = Channel::balance_channel(CHANGES_MAX);
+        let (endpoints, endpoints_now) = watch::channel(vec![first.clone()]);
+        let (endpoint, tls, host) = (endpoint.clone(), tls.clone(), host.to_owned());
+        tokio::spawn(async move {
+            let mut next = Some(first);
+            loop {
+                if let Some(next) = next {
+                    endpoints.send_replace(vec![next.clone()]);
+                    // The old endpoint is used until the new one is connected.
+                    let own = own_changes.send(Change::Insert((), next.clone())).await;
+                    let calls = calls_changes.send(Change::Insert((), next)).await;
+                    if own.is_err() && calls.is_err() && endpoints.is_closed() {
+                        return;
+                    }
+                }
+                if !changes.next().await {
+                    return;
+                }
+                next = tls.apply(endpoint.clone(), &host).ok();
+            }
+        });
+        Ok(Self::to_peer(own, calls, endpoints_now))
     }
 
     /// To a peer, whose usable endpoints can change.

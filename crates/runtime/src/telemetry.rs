@@ -1,30 +1,29 @@
 //! Logs to stderr, and optional traces over OTLP.
 
+mod export;
+mod flood;
+mod logs;
+mod queue;
+mod sampler;
+
 use std::io;
 use std::time::Duration;
 
 use herald_secret::SecretUrl;
+use opentelemetry::global;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry::{KeyValue, global};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
-use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde::{Deserialize, Serialize};
-use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{FilterExt as _, filter_fn};
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// `service.name` of the traces, unless `OTEL_SERVICE_NAME` is set.
-pub const SERVICE_NAME: &str = "herald";
+use flood::FloodFilter;
 
-/// Timeout of one export.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// `service.name` of spans without a role, and the first part of that of the others, unless `OTEL_SERVICE_NAME` is set.
+pub const SERVICE_NAME: &str = "herald";
 
 /// Timeout of the last export at the end of the process.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
@@ -57,7 +56,7 @@ pub enum LogFormat {
 }
 
 /// Settings of logs and traces.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Format of log lines: `text` or `json`.
@@ -69,6 +68,13 @@ pub struct Config {
     /// OTLP/gRPC endpoint of the collector, such as `http://127.0.0.1:4317`. If unset, `OTEL_EXPORTER_OTLP_ENDPOINT`
     /// applies; without an endpoint, tracing is off.
     pub otlp: Option<SecretUrl>,
+    /// Share of the new traces that are recorded, 0 to 1. If unset, `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG`
+    /// apply, and without them all traces are recorded. A call or message with a trace context keeps the decision of its
+    /// sender, and a trace that is linked to another one keeps that of the other.
+    pub sampling_ratio: Option<f64>,
+    /// Whether recorded traces have spans of nats-server too: the arrival of each message, its storage in the stream, and
+    /// its routing to other servers (message tracing, NATS ADR-41; nats-server 2.11 or later).
+    pub broker_hops: bool,
     /// Additional resource attributes, such as `[["deployment.environment.name", "test"]]`.
     pub attributes: Vec<(String, String)>,
 }
@@ -81,6 +87,8 @@ impl Default for Config {
             // The mesh logs connection events too, and the store its openings.
             log_filter: "info,async_nats=warn,fjall=warn,lsm_tree=warn,sqlx::postgres::notice=warn".into(),
             otlp: None,
+            sampling_ratio: None,
+            broker_hops: false,
             attributes: Vec::new(),
         }
     }
@@ -109,16 +117,39 @@ pub enum Error {
         #[source]
         source: Box<opentelemetry_otlp::ExporterBuildError>,
     },
+    /// The endpoint has another scheme than `http` or `https`.
+    #[error(
+        "traces can't be exported to {endpoint}: the endpoint of OTLP/gRPC must be http://HOST:4317 or https://HOST:4317"
+    )]
+    Endpoint {
+        /// The endpoint, without its password.
+        endpoint: String,
+    },
+    /// The share of recorded traces is not from 0 to 1.
+    #[error("telemetry.sampling_ratio is {0}; it must be from 0 to 1")]
+    SamplingRatio(f64),
+    /// An OpenTelemetry variable of the sampler is not understood.
+    #[error("{variable}={value:?} is not supported; use one of {expected}")]
+    Sampler {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+        /// The supported values.
+        expected: &'static str,
+    },
     /// Telemetry was already started in this process.
     #[error("telemetry was already started in this process")]
     Started(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Exports the remaining traces when it is dropped. Keep it until the end of `main`.
+/// When it is dropped, it exports the remaining traces, and logs how many lines of floods were left out since the last
+/// count. Keep it until the end of `main`.
 #[derive(Debug)]
 #[must_use = "dropping the guard stops the export of traces"]
 pub struct Guard {
     provider: Option<SdkTracerProvider>,
+    flood: FloodFilter,
 }
 
 impl Guard {
@@ -141,6 +172,7 @@ impl Guard {
 impl Drop for Guard {
     /// Blocks for up to 3 s.
     fn drop(&mut self) {
+        self.flood.finish();
         if let Some(provider) = self.provider.take() {
             flush(&provider);
         }
@@ -155,7 +187,11 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let log_filter = log_filter(config)?;
     let provider = match endpoint(config) {
-        Some(endpoint) => Some(provider(&endpoint, config)?),
+        Some(endpoint) => Some(export::provider(
+            &endpoint,
+            config,
+            sampler::from_config(config)?,
+        )?),
         None => None,
     };
     let traces = match &provider {
@@ -163,20 +199,28 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
             tracing_opentelemetry::layer()
                 .with_tracer(provider.tracer(SERVICE_NAME))
                 .with_location(false)
+                .with_target(false)
                 .with_threads(false)
                 .with_tracked_inactivity(false)
                 .with_filter(trace_filter()?),
         ),
         None => None,
     };
+    let flood = FloodFilter::default();
     tracing_subscriber::registry()
-        .with(logs(config.log_format, log_filter, io::stderr))
+        .with(logs::layer(
+            config.log_format,
+            log_filter,
+            flood.clone(),
+            io::stderr,
+        ))
         .with(traces)
         .try_init()?;
+    tokio::spawn(flood.clone().report());
     if let Some(provider) = &provider {
         global::set_tracer_provider(provider.clone());
     }
-    Ok(Guard { provider })
+    Ok(Guard { provider, flood })
 }
 
 /// Checks the settings as [`init`] does, and starts nothing. Must be called within a tokio runtime.
@@ -185,9 +229,10 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
 /// Those of [`init`], except [`Error::Started`].
 pub fn check(config: &Config) -> Result<(), Error> {
     log_filter(config)?;
+    sampler::from_config(config)?;
     if let Some(endpoint) = endpoint(config) {
         trace_filter()?;
-        exporter(&endpoint)?;
+        export::check(&endpoint)?;
     }
     Ok(())
 }
@@ -197,30 +242,6 @@ pub fn endpoint(config: &Config) -> Option<String> {
     let set = config.otlp.as_ref().filter(|url| !url.is_empty());
     set.map(|url| url.expose().to_owned())
         .or_else(|| variable(&ENDPOINT_VARIABLES).map(|(_, endpoint)| endpoint))
-}
-
-/// The log layer. It ignores spans: each log line has all its fields, and formatting the fields of spans that few lines
-/// show costs a busy mesh a few percent of its CPU time.
-fn logs<S, W>(format: LogFormat, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync + 'static,
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-{
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
-    let filter = filter.and(filter_fn(|metadata| !metadata.is_span()));
-    match format {
-        LogFormat::Text => layer
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .with_filter(filter)
-            .boxed(),
-        LogFormat::Json => layer
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_filter(filter)
-            .boxed(),
-    }
 }
 
 fn log_filter(config: &Config) -> Result<EnvFilter, Error> {
@@ -245,44 +266,6 @@ fn parse_filter(origin: &'static str, filter: String) -> Result<EnvFilter, Error
         filter,
         source,
     })
-}
-
-fn exporter(endpoint: &str) -> Result<SpanExporter, Error> {
-    SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .with_timeout(EXPORT_TIMEOUT)
-        .build()
-        .map_err(|source| Error::Exporter {
-            endpoint: SecretUrl::new(endpoint).redacted(),
-            source: Box::new(source),
-        })
-}
-
-fn provider(endpoint: &str, config: &Config) -> Result<SdkTracerProvider, Error> {
-    Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter(endpoint)?)
-        .with_resource(resource(config))
-        .build())
-}
-
-fn resource(config: &Config) -> Resource {
-    let mut resource = Resource::builder().with_attributes([
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("service.instance.id", uuid::Uuid::new_v4().to_string()),
-        KeyValue::new("process.pid", i64::from(std::process::id())),
-    ]);
-    if variable(&["OTEL_SERVICE_NAME"]).is_none() {
-        resource = resource.with_service_name(SERVICE_NAME);
-    }
-    resource
-        .with_attributes(
-            config
-                .attributes
-                .iter()
-                .map(|(key, value)| KeyValue::new(key.clone(), value.clone())),
-        )
-        .build()
 }
 
 fn flush(provider: &SdkTracerProvider) {
@@ -316,54 +299,4 @@ pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = inner.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_log_line_has_its_own_fields_and_none_of_a_span() {
-        for format in [LogFormat::Text, LogFormat::Json] {
-            let lines = Lines::default();
-            let writer = {
-                let lines = lines.clone();
-                move || lines.clone()
-            };
-            let logs = logs(format, EnvFilter::new("info"), writer);
-            tracing::subscriber::with_default(tracing_subscriber::registry().with(logs), || {
-                let span = tracing::info_span!("process", subject = "of the span");
-                assert!(span.is_disabled(), "no layer is interested");
-                span.in_scope(|| {
-                    tracing::warn!(sequence = 7, "message will be retried");
-                    tracing::debug!("below the level");
-                });
-            });
-            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-            assert_eq!(text.lines().count(), 1, "{text}");
-            assert!(
-                text.contains("message will be retried") && text.contains("sequence"),
-                "{text}"
-            );
-            assert!(
-                !text.contains("process") && !text.contains("of the span"),
-                "{text}"
-            );
-        }
-    }
 }

@@ -6,6 +6,7 @@
 use std::pin::Pin;
 use std::task::{Context as Task, Poll};
 
+pub use herald_trace::sampled_trace_id;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use opentelemetry::Context;
@@ -21,6 +22,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 const TRACEPARENT: &str = "traceparent";
 const GRPC_STATUS: &str = "grpc-status";
+
+/// Services whose calls have no spans.
+const SERVICES_WITHOUT_SPANS: [&str; 3] = ["grpc.health.", "grpc.reflection.", "externalscaler."];
 
 /// Makes `span` a child of the span in the `traceparent` header, if present.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
@@ -70,14 +74,27 @@ impl Interceptor for Inject {
 }
 
 /// A tower layer for gRPC servers: each call has a span, a child of the caller's span, until the end of the response.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ServerLayer;
+/// Health checks, reflection and questions of KEDA have none: they come every second, and say nothing about a post.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLayer {
+    role: &'static str,
+}
+
+impl ServerLayer {
+    /// A layer for the calls of this role.
+    pub const fn new(role: &'static str) -> Self {
+        Self { role }
+    }
+}
 
 impl<S> Layer<S> for ServerLayer {
     type Service = Server<S>;
 
     fn layer(&self, inner: S) -> Server<S> {
-        Server { inner }
+        Server {
+            inner,
+            role: self.role,
+        }
     }
 }
 
@@ -85,6 +102,7 @@ impl<S> Layer<S> for ServerLayer {
 #[derive(Debug, Clone)]
 pub struct Server<S> {
     inner: S,
+    role: &'static str,
 }
 
 impl<S, A, B> Service<Request<A>> for Server<S>
@@ -101,16 +119,19 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let span = server_span(request.uri().path());
+        let span = server_span(request.uri().path(), self.role);
         set_parent(&span, request.headers());
         let call = span.in_scope(|| self.inner.call(request));
         let body_span = span.clone();
         Box::pin(
             async move {
-                let response = call.await?;
+                let mut response = call.await?;
                 // A call that fails before its first message has its status in the headers, other calls in the
                 // trailers.
                 record_status(&body_span, response.headers());
+                if let Some(trace_id) = sampled_trace_id() {
+                    response.extensions_mut().insert(SampledTrace(trace_id));
+                }
                 Ok(response.map(|body| TracedBody {
                     body,
                     span: body_span,
@@ -120,6 +141,11 @@ where
         )
     }
 }
+
+/// The trace that a call belongs to, if that is sampled: in the extensions of its response, for layers outside of
+/// [`ServerLayer`].
+#[derive(Debug, Clone)]
+pub(crate) struct SampledTrace(pub(crate) String);
 
 /// A response body that holds the span of its call.
 #[derive(Debug)]
@@ -157,20 +183,69 @@ impl<B: Body + Unpin> Body for TracedBody<B> {
     }
 }
 
-fn server_span(path: &str) -> Span {
-    // The path is "/herald.v1.PostService/SubmitPost".
-    let name = path.strip_prefix('/').unwrap_or(path);
-    let (service, method) = name.split_once('/').unwrap_or((name, ""));
+fn server_span(path: &str, role: &'static str) -> Span {
+    let (service, method) = split_path(path);
+    if SERVICES_WITHOUT_SPANS
+        .iter()
+        .any(|prefix| service.starts_with(prefix))
+    {
+        return Span::none();
+    }
+    // A client can ask for any path; only Herald's own are served, and only their names are few.
+    let (name, service, method) = if service.starts_with("herald.v1.") || service.starts_with("herald.mesh.")
+    {
+        (path.strip_prefix('/').unwrap_or(path), service, method)
+    } else {
+        ("unknown", "unknown", "unknown")
+    };
     tracing::info_span!(
         "grpc",
         otel.name = name,
         otel.kind = "server",
         otel.status_code = Empty,
+        herald.role = role,
+        rpc.system = "grpc",
+        rpc.service = service,
+        rpc.method = method,
+        rpc.grpc.status_code = Empty,
+        post_id = Empty,
+    )
+}
+
+/// The service and the method of a path such as "/herald.v1.PostService/SubmitPost".
+fn split_path(path: &str) -> (&str, &str) {
+    let name = path.strip_prefix('/').unwrap_or(path);
+    name.split_once('/').unwrap_or((name, ""))
+}
+
+/// Adds the post that a call is about to the span of the call, the current span.
+pub fn record_post(post_id: u64) {
+    Span::current().record("post_id", post_id);
+}
+
+/// Span of one call of another role, a child of the current span; call [`record_code`] at its end.
+pub fn client_span(role: &'static str, service: &'static str, method: &'static str) -> Span {
+    tracing::info_span!(
+        "grpc",
+        otel.name = format_args!("{service}/{method}"),
+        otel.kind = "client",
+        otel.status_code = Empty,
+        herald.role = role,
         rpc.system = "grpc",
         rpc.service = service,
         rpc.method = method,
         rpc.grpc.status_code = Empty,
     )
+}
+
+/// Adds the status of a call to its span, made by [`client_span`].
+pub fn record_code(span: &Span, code: tonic::Code) {
+    let code = i32::from(code);
+    span.record("rpc.grpc.status_code", code);
+    // By the conventions, every error is an error of the caller's span.
+    if code != 0 {
+        span.record("otel.status_code", "ERROR");
+    }
 }
 
 fn record_status(span: &Span, headers: &HeaderMap) {
@@ -258,7 +333,7 @@ mod tests {
             .header(TRACEPARENT, PARENT)
             .body(())
             .unwrap();
-        ServerLayer
+        ServerLayer::new("gateway")
             .layer(service_with_status(status))
             .oneshot(request)
             .await

@@ -17,7 +17,9 @@ pub const MUTED_AUTHORS_MAX: usize = 1_000;
 
 /// The dictionary of users: maps user ids, chosen by clients, to user keys, used inside Herald.
 ///
-/// *Invariant:* an id and its key never change and are never reused. Keys are dense and start at 1.
+/// *Invariant:* a key is never given to another user. An id keeps its key until the user is erased
+/// ([`Erasures`](crate::Erasures)); then the key gets a placeholder as its id, and a client that uses the id again
+/// gets a new key for it. Keys are dense and start at 1.
 #[async_trait]
 pub trait Users: Send + Sync {
     /// Reads the keys of users; `None` for an id without a key. Creates no keys. Every returned key is durable.
@@ -32,6 +34,10 @@ pub trait Users: Send + Sync {
 
     /// Reads the greatest key; `None` without users. Keys are dense, so all keys are 1 to this one.
     async fn last_key(&self) -> Result<Option<UserKey>>;
+
+    /// Maximum time after an erasure for which another process may still find the key of the user: the maximum age of
+    /// its cached answers. Zero in an engine for one process. A call that has read the key before goes on with it.
+    fn cached_for(&self) -> Duration;
 }
 
 /// Time for which a webhook secret that was replaced by a registration signs pushes too.

@@ -6,20 +6,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use herald_model::{
-    Address, Channel, ChunkId, DeliveryState, Device, DeviceId, Disabled, FailingStreak, FollowVersion, Post,
-    PostId, Recipients, Registration, UserId, UserKey, time::Timestamp,
+    Address, ApiKey, ApiKeyId, Channel, ChunkId, DeliveryState, Device, DeviceId, Disabled, FailingStreak,
+    FollowVersion, Post, PostId, Recipients, Registration, UserId, UserKey, time::Timestamp,
 };
 use parking_lot::Mutex;
 
+use crate::observed::Observed;
 use crate::{
-    Archived, ChunkRef, ClockCheck, Counted, Counts, DeadLetter, DeadLetterFilter, DeadLetterGroups,
+    ApiKeys, Archived, ChunkRef, ClockCheck, Counted, Counts, DeadLetter, DeadLetterFilter, DeadLetterGroups,
     DeadLetterId, DeadLetterPage, DeadLetterState, DeadLetterVersion, DeadLetters, DeadMessage, Delivered,
-    Devices, Error, ErrorKind, Fence, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following,
-    Follows, Health, Inserted, IntendedFile, Leases, Ledger, MarkedDead, NewOperation, Operation,
-    OperationId, OperationState, Order, PostCounts, PostPlan, PostTotals, Posts, Preferences,
-    PreferencesChange, Rebuilt, RecipientStatus, RecordedOutcome, Reopened, Reopening, Result, Retention,
-    Settlement, SlicePlan, Step, Stores, StreamMark, StreamMarks, TimelineEntries, TimelinePage, Timelines,
-    Totals, TotalsBatch, Users,
+    Devices, ErasedCounts, Erasure, ErasureId, Erasures, Error, ErrorKind, Fence, FollowChange, FollowEffect,
+    FollowerCount, FollowerPage, Following, Follows, Health, Inserted, IntendedFile, Leases, Ledger,
+    MarkedDead, NewOperation, Operation, OperationId, OperationState, Order, PostCounts, PostPlan,
+    PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus, RecordedOutcome, Reopened,
+    Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores, StreamMark, StreamMarks,
+    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
 };
 
 /// Why an engine is not open yet. Clones share it.
@@ -87,7 +88,9 @@ pub(crate) struct LaterStores {
     ledger: Later<dyn Ledger>,
     totals: Later<dyn Totals>,
     dead_letters: Later<dyn DeadLetters>,
+    erasures: Later<dyn Erasures>,
     leases: Later<dyn Leases>,
+    api_keys: Later<dyn ApiKeys>,
     stream_marks: Later<dyn StreamMarks>,
     pub(crate) retention: Later<dyn Retention>,
 }
@@ -104,7 +107,9 @@ impl LaterStores {
             ledger: Later::new(reason),
             totals: Later::new(reason),
             dead_letters: Later::new(reason),
+            erasures: Later::new(reason),
             leases: Later::new(reason),
+            api_keys: Later::new(reason),
             stream_marks: Later::new(reason),
             retention: Later::new(reason),
         }
@@ -120,7 +125,9 @@ impl LaterStores {
         self.ledger.set(stores.ledger.clone());
         self.totals.set(stores.totals.clone());
         self.dead_letters.set(stores.dead_letters.clone());
+        self.erasures.set(stores.erasures.clone());
         self.leases.set(stores.leases.clone());
+        self.api_keys.set(stores.api_keys.clone());
         self.stream_marks.set(stores.stream_marks.clone());
     }
 
@@ -136,7 +143,9 @@ impl LaterStores {
             ledger: Arc::new(self.ledger.clone()),
             totals: Arc::new(self.totals.clone()),
             dead_letters: Arc::new(self.dead_letters.clone()),
+            erasures: Arc::new(self.erasures.clone()),
             leases: Arc::new(self.leases.clone()),
+            api_keys: Arc::new(self.api_keys.clone()),
             stream_marks: Arc::new(self.stream_marks.clone()),
             retention: Arc::new(self.retention.clone()),
             health,
@@ -154,7 +163,9 @@ pub(crate) struct RecordStores {
     pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) totals: Arc<dyn Totals>,
     pub(crate) dead_letters: Arc<dyn DeadLetters>,
+    pub(crate) erasures: Arc<dyn Erasures>,
     pub(crate) leases: Arc<dyn Leases>,
+    pub(crate) api_keys: Arc<dyn ApiKeys>,
     pub(crate) stream_marks: Arc<dyn StreamMarks>,
 }
 
@@ -176,7 +187,9 @@ impl RecordStores {
             ledger: self.ledger,
             totals: self.totals,
             dead_letters: self.dead_letters,
+            erasures: self.erasures,
             leases: self.leases,
+            api_keys: self.api_keys,
             stream_marks: self.stream_marks,
             retention,
             health,
@@ -184,33 +197,64 @@ impl RecordStores {
     }
 }
 
-/// Implements a trait for a store that comes later: each call goes to it.
+/// Implements a trait for a store that comes later: each call goes to it. With a name, the trait is implemented for a store
+/// whose calls are observed, too; the name begins that of each operation. A method that reads no store has a value for
+/// the time before it is open.
 macro_rules! later {
-    ($trait:ident { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }) => {
+    ($trait:ident $name:literal $($methods:tt)*) => {
+        later!($trait $($methods)*);
+        later!(@observed $trait $name $($methods)*);
+    };
+    (
+        $trait:ident
+        { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }
+        $({ $($constant:ident() -> $value:ty = $before:expr;)* })?
+    ) => {
         #[async_trait]
         impl $trait for Later<dyn $trait> {
             $(async fn $method(&self, $($argument: $type),*) -> Result<$result> {
                 self.get()?.$method($($argument),*).await
             })*
+            $($(fn $constant(&self) -> $value {
+                self.get().map_or($before, |store| store.$constant())
+            })*)?
+        }
+    };
+    (
+        @observed $trait:ident $name:literal
+        { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }
+        $({ $($constant:ident() -> $value:ty = $before:expr;)* })?
+    ) => {
+        #[async_trait]
+        impl $trait for Observed<dyn $trait> {
+            $(async fn $method(&self, $($argument: $type),*) -> Result<$result> {
+                let call = self.store.$method($($argument),*);
+                self.metrics.observe(concat!($name, "_", stringify!($method)), call).await
+            })*
+            $($(fn $constant(&self) -> $value {
+                self.store.$constant()
+            })*)?
         }
     };
 }
 
-later!(Users {
+later!(Users "users" {
     find(ids: &[UserId]) -> Vec<Option<UserKey>>;
     intern(ids: &[UserId]) -> Vec<UserKey>;
     ids(keys: &[UserKey]) -> Vec<Option<UserId>>;
     last_key() -> Option<UserKey>;
+} {
+    cached_for() -> Duration = crate::cluster::USERS_CACHED_FOR;
 });
 
-later!(Follows {
+later!(Follows "follows" {
     apply(changes: &[FollowChange]) -> Vec<FollowEffect>;
     count(author: UserKey) -> FollowerCount;
     followers(author: UserKey, at: Option<FollowVersion>, after: Option<UserKey>, limit: usize) -> FollowerPage;
     following(follower: UserKey, after: Option<UserKey>, limit: usize) -> Vec<Following>;
 });
 
-later!(Posts {
+later!(Posts "posts" {
     archive(entries: &[Archived]) -> ();
     get(posts: &[PostId]) -> Vec<Option<Post>>;
     newest_by_author(author: UserKey, up_to: PostId, limit: usize) -> Vec<PostId>;
@@ -219,6 +263,8 @@ later!(Posts {
     last() -> Option<PostId>;
     first_since(moment: Timestamp) -> PostId;
     list(after: Option<PostId>, limit: usize) -> Vec<PostId>;
+    of_author(author: UserKey, after: Option<PostId>, limit: usize) -> Vec<PostId>;
+    erase_texts(posts: &[PostId]) -> u64;
 });
 
 later!(Devices {
@@ -238,20 +284,21 @@ later!(Devices {
     unregister_web_push() -> u64;
 });
 
-later!(Preferences {
+later!(Preferences "preferences" {
     of(users: &[UserKey]) -> Vec<herald_model::Preferences>;
     update(user: UserKey, change: &PreferencesChange) -> herald_model::Preferences;
 });
 
-later!(Timelines {
+later!(Timelines "timelines" {
     deliver(post: PostId, recipients: Recipients) -> Delivered;
     is_intact(losses: u64) -> bool;
     newest(user: UserKey, before: Option<PostId>, limit: usize) -> TimelinePage;
     read(users: &[UserKey]) -> Vec<TimelineEntries>;
     rebuild(users: &[UserKey]) -> Rebuilt;
+    erase(user: UserKey) -> u64;
 });
 
-later!(Ledger {
+later!(Ledger "ledger" {
     plan(plan: SlicePlan) -> SlicePlan;
     settle(settlement: &Settlement) -> u64;
     claim(post: PostId, channel: Channel, chunk: ChunkId, base: u64, lease: Duration) -> u64;
@@ -272,7 +319,7 @@ later!(Ledger {
     audit(post: PostId) -> Option<PostPlan>;
 });
 
-later!(Totals {
+later!(Totals "totals" {
     seen(stream: &str, sequences: &[u64]) -> Vec<bool>;
     counted(chunks: &[ChunkRef]) -> Vec<Counted>;
     intend(file: &str, owner: &Fence) -> ();
@@ -284,7 +331,7 @@ later!(Totals {
     hour_totals(start: u32, end: u32) -> Vec<(u32, Counts)>;
 });
 
-later!(DeadLetters {
+later!(DeadLetters "dead_letters" {
     insert(dead_letters: &[DeadLetter]) -> Vec<Inserted>;
     reopen(reopening: &Reopening) -> Reopened;
     get(ids: &[DeadLetterId]) -> Vec<Option<DeadLetter>>;
@@ -303,10 +350,25 @@ later!(DeadLetters {
     running() -> Vec<Operation>;
 });
 
+later!(Erasures {
+    begin(id: &UserId, actor: &str, now: Timestamp) -> Option<Erasure>;
+    get(id: ErasureId) -> Option<Erasure>;
+    running() -> Vec<Erasure>;
+    add(id: ErasureId, counts: &ErasedCounts) -> ();
+    complete(id: ErasureId, now: Timestamp) -> ();
+    list(before: Option<ErasureId>, limit: usize) -> Vec<Erasure>;
+});
+
 later!(Leases {
     acquire(name: &str, holder: &str, duration: Duration) -> Option<Fence>;
     renew(fence: &Fence, duration: Duration) -> ();
     release(fence: &Fence) -> ();
+});
+
+later!(ApiKeys {
+    insert(key: &ApiKey, now: Timestamp) -> ();
+    revoke(id: ApiKeyId, at: Timestamp) -> Option<ApiKey>;
+    all() -> Vec<ApiKey>;
 });
 
 later!(StreamMarks {

@@ -10,6 +10,8 @@
 //! | [`Ledger`] | planned and recorded deliveries of each post | fanout, timeline, push, deadletter |
 //! | [`Totals`] | delivery counts by post and by hour | analytics |
 //! | [`DeadLetters`] | dead letters and the audit log of operations on them | deadletter |
+//! | [`Erasures`] | the erasures of users | deadletter |
+//! | [`ApiKeys`] | API keys, without their secrets | gateway |
 //! | [`StreamMarks`] | the newest message of each stream | gateway |
 //! | [`Leases`] | who does what only one process may do | deadletter, analytics |
 //! | [`Retention`] | removes what is past its retention | deadletter |
@@ -22,7 +24,7 @@
 //!   cluster engine: they are a view, whose losses are noticed and repaired. A write that returns a [`Durable`] is
 //!   durable when that future resolves with `Ok`. Messages are acknowledged only after that.
 //! - **Idempotency.** *Invariant:* repeating a write does not change the result, because every message can be
-//!   redelivered. The one exception is [`DeadLetters::begin`].
+//!   redelivered. The exceptions are [`DeadLetters::begin`] and [`Erasures::add`].
 //! - **Failed and dropped writes.** A write that returned `Err`, or whose future was dropped, may have been applied.
 //!   Repeat it to be sure.
 //! - **Reads** see every write that has returned. A read may also see a write that is not durable yet, except where a
@@ -41,10 +43,13 @@
 mod failpoint;
 
 mod accounts;
+mod api_keys;
 pub mod cluster;
 mod dead_letter_groups;
 mod dead_letters;
 pub mod embedded;
+pub mod encryption;
+mod erasures;
 mod error;
 mod follows;
 mod later;
@@ -52,13 +57,17 @@ mod lease_holder;
 mod leases;
 mod ledger;
 mod maintenance;
+mod metrics;
 pub mod migrate;
+mod observed;
 mod outcome;
 mod posts;
+mod removed_posts;
 mod retention_clock;
 mod stream_marks;
 mod timelines;
 mod totals;
+mod users_cache;
 
 use std::sync::Arc;
 
@@ -67,12 +76,14 @@ use futures::future::BoxFuture;
 pub use accounts::{
     DEVICES_PER_USER_MAX, Devices, MUTED_AUTHORS_MAX, Preferences, PreferencesChange, SECRET_OVERLAP, Users,
 };
+pub use api_keys::{API_KEYS_MAX, ApiKeys};
 pub use dead_letter_groups::{DEAD_LETTER_GROUPS_MAX, DeadLetterGroup, DeadLetterGroups};
 pub use dead_letters::{
     Cause, DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetterPage, DeadLetterState, DeadLetterVersion,
     DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER, Operation, OperationId,
     OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
 };
+pub use erasures::{ErasedCounts, Erasure, ErasureId, Erasures};
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{
     FollowAction, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows,
@@ -84,6 +95,7 @@ pub use ledger::{
     PostCounts, PostPlan, RecipientStatus, RecordedOutcome, Settlement, SlicePlan, SuppressedCounts,
 };
 pub use maintenance::{Health, RETENTION_LEASE, Retention};
+pub use metrics::Metrics;
 pub use outcome::{
     DeviceFailure, DeviceRetry, FailedRecipient, Outcome, OutcomeDetails, PendingRecipient, PushFailure,
     SettledCounts, SuppressedReason,
@@ -118,8 +130,12 @@ pub struct Stores {
     pub totals: Arc<dyn Totals>,
     /// Dead letters and their operations.
     pub dead_letters: Arc<dyn DeadLetters>,
+    /// The erasures of users.
+    pub erasures: Arc<dyn Erasures>,
     /// Leases of work that only one process may do.
     pub leases: Arc<dyn Leases>,
+    /// API keys.
+    pub api_keys: Arc<dyn ApiKeys>,
     /// How far the streams of the broker were.
     pub stream_marks: Arc<dyn StreamMarks>,
     /// Removes data past its retention.

@@ -9,8 +9,9 @@ use crate::{ClockCheck, Result};
 #[async_trait]
 pub trait Retention: Send + Sync {
     /// Removes what is past its retention at `now`: follow history, request ids, posts on timelines, ledger rows, chunk
-    /// counts, dead letters and operations. Safe to call from several processes, but one at a time does all the work:
-    /// the holder of the lease [`RETENTION_LEASE`]. Called once a minute.
+    /// counts, dead letters and operations, texts of deleted posts, and posts, if they have a retention. Safe to call
+    /// from several processes, but one at a time does all the work: the holder of the lease [`RETENTION_LEASE`]. Called
+    /// once a minute.
     async fn trim(&self, now: Timestamp) -> Result<()>;
 
     /// Records the time, and says whether [`trim`](Self::trim) may be called with it. Durable on return. Called before

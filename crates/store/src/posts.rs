@@ -25,9 +25,10 @@ pub enum Archived {
 pub trait Posts: Send + Sync {
     /// Stores posts with their request ids, and deletions. All or nothing, durable on return.
     ///
-    /// A post that is already stored is not changed. The first deletion of a post counts; it may be stored before the
-    /// post. If posts of one author with the same request id were accepted within the retention of request ids (24
-    /// hours by default), the request id stands for the one with the smallest id.
+    /// A post that is already stored, or was removed because it was past its retention, is not changed. The first
+    /// deletion of a post counts; it may be stored before the post. If posts of one author with the same request id
+    /// were accepted within the retention of request ids (24 hours by default), the request id stands for the one with
+    /// the smallest id.
     async fn archive(&self, entries: &[Archived]) -> Result<()>;
 
     /// Reads posts, including deleted ones (see [`Post::deleted_at`]); `None` for a post that is not archived.
@@ -45,8 +46,8 @@ pub trait Posts: Send + Sync {
     /// from a sample of up to 10 s ago, and an engine that can't be reached answers `Ok`.
     async fn capacity(&self) -> Result<()>;
 
-    /// Reads the greatest post id ever archived; `None` if there is none. A POSTS stream whose last sequence is smaller
-    /// belongs to another store.
+    /// Reads the greatest post id ever archived; `None` if there is none. Retention never removes this post. A POSTS
+    /// stream whose last sequence is smaller belongs to another store.
     async fn last(&self) -> Result<Option<PostId>>;
 
     /// Finds the first post that was accepted at `moment` or later; one past the last post if all are older. If clocks
@@ -55,4 +56,14 @@ pub trait Posts: Send + Sync {
 
     /// Lists up to `limit` posts greater than `after`, ascending, including deleted ones.
     async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;
+
+    /// Lists up to `limit` posts of an author that are greater than `after` and whose text is held, ascending,
+    /// including deleted ones.
+    async fn of_author(&self, author: UserKey, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>>;
+
+    /// Removes what the author wrote, the author's id and the request id from those posts that are deleted. The id of
+    /// the post, the key of the author, the lane, and the times of acceptance and deletion stay ([`Post::is_erased`]).
+    /// A post that is not deleted stays as it is. Durable on return. Not atomic. Returns the number of posts that were
+    /// changed.
+    async fn erase_texts(&self, posts: &[PostId]) -> Result<u64>;
 }

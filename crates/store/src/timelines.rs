@@ -31,7 +31,8 @@ pub struct TimelinePage {
 pub struct TimelineEntries {
     /// The posts in ascending order, without repeats.
     pub posts: Vec<PostId>,
-    /// Whether the timeline has every delivered post. `false` for one that is rebuilt when its user reads it.
+    /// Whether the timeline has every delivered post. `false` for one that is rebuilt when its user reads it, and for
+    /// one that was erased.
     pub complete: bool,
 }
 
@@ -75,4 +76,10 @@ pub trait Timelines: Send + Sync {
     /// Writes what is missing on the timelines of users. Durable on return. An engine whose timelines are records, not a
     /// view, rebuilds all of them if one of these users' can't be read, and nothing else.
     async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt>;
+
+    /// Removes the entries of a user's timeline, for good: what is delivered or rebuilt later is not shown, and
+    /// [`TimelineEntries::complete`] is `false` from now on, so that no audit misses an entry. Durable on return. Other
+    /// processes may show an entry that is delivered now until they sample the erased users. Returns the number of
+    /// entries that were removed; 0 if it is repeated.
+    async fn erase(&self, user: UserKey) -> Result<u64>;
 }

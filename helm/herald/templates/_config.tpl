@@ -21,6 +21,7 @@
 {{- $_ := set $settings.gateway "endpoints" $endpoints }}
 {{- $_ := set $settings.push "endpoints" $endpoints }}
 {{- end }}
+{{- with .Values.auth.jwt }}{{- $_ := set $settings "auth" (dict "jwt" .) }}{{ end }}
 {{- with .Values.vapid.subject }}{{- $_ := set $settings.push "vapid_subject" . }}{{ end }}
 {{- $_ := include "herald.merge" (list $settings (deepCopy (default dict .Values.config))) }}
 {{- $files := dict }}
@@ -43,6 +44,16 @@
 {{- else if not (kindIs "invalid" $value) }}{{ printf "%s%s = %s\n" $prefix $key (toJson $value) }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The environment variable of the root key, by its name: (list $ name). */}}
+{{- define "herald.rootKeyEnv" -}}
+{{- $root := index . 0 -}}
+{{- if $root.Values.auth.enabled -}}
+{{- toJson (dict (index . 1) (dict "valueFrom" (dict "secretKeyRef" (dict "name" (default (printf "%s-root-key" (include "herald.fullname" $root)) $root.Values.auth.existingSecret) "key" $root.Values.auth.secretKey)))) -}}
+{{- else -}}
+{}
+{{- end -}}
 {{- end }}
 
 {{/* The Secret with a key, its name, and whether it is absent: (list $ "nats" role) and so on. */}}
@@ -108,13 +119,28 @@
 {{- toJson $env -}}
 {{- end }}
 
+{{/* Environment variables of the storage key, for the roles that use devices. */}}
+{{- define "herald.storageKeyEnv" -}}
+{{- $name := default (printf "%s-storage-key" (include "herald.fullname" .)) .Values.storageKey.existingSecret -}}
+{{- $key := dict "valueFrom" (dict "secretKeyRef" (dict "name" $name "key" .Values.storageKey.secretKey)) -}}
+{{- $env := dict -}}
+{{- if eq .Values.storageKey.mode "encrypt" }}
+{{- $_ := set $env "HERALD_STORE__ENCRYPTION__KEY" $key }}
+{{- $_ := set $env "HERALD_STORE__ENCRYPTION__PREVIOUS_KEYS" (dict "valueFrom" (dict "secretKeyRef" (dict "name" $name "key" "previous-keys" "optional" true))) }}
+{{- else if eq .Values.storageKey.mode "read" }}
+{{- $_ := set $env "HERALD_STORE__ENCRYPTION__PREVIOUS_KEYS" $key }}
+{{- end }}
+{{- toJson $env -}}
+{{- end }}
+
 {{/* Environment variables of traces: (list $ role). */}}
 {{- define "herald.tracingEnv" -}}
 {{- $root := index . 0 -}}
 {{- $env := dict -}}
 {{- with include "herald.otlp" $root }}
 {{- $_ := set $env "OTEL_EXPORTER_OTLP_ENDPOINT" . }}
-{{- $_ := set $env "OTEL_SERVICE_NAME" (printf "herald-%s" (index $ 1)) }}
+{{- $_ := set $env "HERALD_TELEMETRY__SAMPLING_RATIO" (toString $root.Values.tracing.samplingRatio) }}
+{{- if $root.Values.tracing.brokerHops }}{{ $_ := set $env "HERALD_TELEMETRY__BROKER_HOPS" "true" }}{{ end }}
 {{- $_ := set $env "OTEL_RESOURCE_ATTRIBUTES" "k8s.namespace.name=$(POD_NAMESPACE),k8s.pod.name=$(POD_NAME)" }}
 {{- end }}
 {{- toJson $env -}}
@@ -144,7 +170,7 @@ variables before it, so those from Secrets come first, and those that use others
 {{- end }}
 {{- end }}
 {{- if hasKey $own $name }}
-{{- fail (printf "%s.extraEnv.%s is a variable that the chart sets: remove it, and set what it stands for (nats, store, timelines, vapid, tracing or config)" $where $name) }}
+{{- fail (printf "%s.extraEnv.%s is a variable that the chart sets: remove it, and set what it stands for (nats, store, timelines, vapid, storageKey, tracing or config)" $where $name) }}
 {{- end }}
 {{- end }}
 {{- $all := merge (dict) $own (default dict $extra) -}}

@@ -148,12 +148,7 @@ The options of a pod that ends, as JSON: (list $ "jobs"). It has those of `pods`
 - name: tmp
   emptyDir:
     sizeLimit: 64Mi
-{{- range $name, $secret := fromJson (include "herald.tlsSecrets" .) }}
-- name: tls-{{ $name }}
-  secret:
-    secretName: {{ $secret | quote }}
-    defaultMode: 0440
-{{- end }}
+{{- include "herald.secretVolumes" (fromJson (include "herald.tlsSecrets" .)) }}
 {{- end }}
 
 {{- define "herald.mounts" -}}
@@ -162,11 +157,7 @@ The options of a pod that ends, as JSON: (list $ "jobs"). It has those of `pods`
   readOnly: true
 - name: tmp
   mountPath: /tmp
-{{- range $name, $secret := fromJson (include "herald.tlsSecrets" .) }}
-- name: tls-{{ $name }}
-  mountPath: /etc/herald-tls/{{ $name }}
-  readOnly: true
-{{- end }}
+{{- include "herald.secretMounts" (fromJson (include "herald.tlsSecrets" .)) }}
 {{- end }}
 
 {{- define "herald.tlsSecrets" -}}

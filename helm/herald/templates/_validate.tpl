@@ -4,16 +4,37 @@
 {{- include "herald.validateRemoved" . }}
 {{- include "herald.validateConfig" . }}
 {{- include "herald.validateDependencies" . }}
+{{- include "herald.validateTls" . }}
 {{- include "herald.validateRetention" . }}
 {{- include "herald.validateRoles" . }}
 {{- include "herald.validateAutoscaling" . }}
 {{- include "herald.validatePorts" . }}
 {{- include "herald.validatePatches" . }}
 {{- include "herald.validateEdges" . }}
+{{- include "herald.validateInternal" . }}
+{{- include "herald.validateAuth" . }}
+{{- end }}
+
+{{/* Herald refuses ports that others reach without credentials, so such pods would never start. */}}
+{{- define "herald.validateInternal" -}}
+{{- if not (or .Values.insecureNoAuth.internal .Values.internalTls.enabled) }}
+{{- include "herald.refuse" "calls between the roles need no credentials, and insecureNoAuth.internal doesn't accept that: set internalTls.enabled, or insecureNoAuth.internal to true, where NetworkPolicies let only Herald's pods in." }}
+{{- end }}
 {{- end }}
 
 {{- define "herald.refuse" -}}
 {{- fail (printf "\n\n%s\n" .) -}}
+{{- end }}
+
+{{/* Nobody gets an open gateway without having said so. */}}
+{{- define "herald.validateAuth" -}}
+{{- $auth := .Values.auth -}}
+{{- if and (not $auth.enabled) (not $auth.insecureNoAuth) }}
+{{- include "herald.refuse" "auth.enabled is false: whoever reaches the gateway could read, post and discard everything. Set auth.enabled, or auth.insecureNoAuth to confirm it." }}
+{{- end -}}
+{{- if and $auth.enabled $auth.insecureNoAuth }}
+{{- include "herald.refuse" "auth.enabled and auth.insecureNoAuth are both true: set one of them to false." }}
+{{- end -}}
 {{- end }}
 
 {{/* Keys of former versions, and keys that other charts have. */}}
@@ -36,19 +57,25 @@
 {{- define "herald.ownSettings" -}}
 grpc: the port of gRPC is always 7700; set listenAddress for the address
 http: the port of metrics is always 7701; set listenAddress for the address
+operator_grpc: the port of operators' calls is always 7702; set listenAddress for the address
 internal_grpc: each role has its own pods
 data_dir: pods keep no data
 lanes: set the lanes of a worker, such as timeline.lanes
 peers: the chart names the services of its roles
 nats: set nats
+insecure_no_auth: set insecureNoAuth
+tls: set tls
+internal_tls: set internalTls
 shutdown_seconds: set shutdown.seconds
 shutdown_delay_seconds: set shutdown.delaySeconds
 start_wait_seconds: pods wait for their dependencies within their start-up probe
 store.url: set store.url or store.existingSecret
 store.postgres.tls_ca_file: set store.tls.caSecret
+store.encryption: set storageKey
 timelines.url: set timelines.url or timelines.existingSecret
 timelines.tls_ca_file: set timelines.tls.caSecret
 analytics.dir: set analytics.storage
+auth: set auth
 telemetry.otlp: set tracing.endpoint
 telemetry.log_format: set logFormat
 push.vapid_private_key: set vapid.existingSecret
@@ -72,6 +99,27 @@ gateway.endpoints: set webhooks.inCluster.enabled
 {{- if gt (mul 4 (int .Values.shutdown.delaySeconds)) (int .Values.shutdown.seconds) }}
 {{- include "herald.refuse" (printf "shutdown.delaySeconds must be at most a quarter of shutdown.seconds (%d), is %d: the rest of the time is for the work in flight." (int .Values.shutdown.seconds) (int .Values.shutdown.delaySeconds)) }}
 {{- end -}}
+{{- end }}
+
+{{/* TLS of ports needs a certificate from one place. */}}
+{{- define "herald.validateTls" -}}
+{{- range $name := list "tls" "internalTls" }}
+{{- $tls := get $.Values $name }}
+{{- $issuer := default dict $tls.certManager.issuerRef }}
+{{- if $tls.enabled }}
+{{- if and $tls.existingSecret $issuer.name }}
+{{- include "herald.refuse" (printf "%s.existingSecret and %s.certManager.issuerRef both name a certificate: remove one of them." $name $name) }}
+{{- end }}
+{{- if and (not $tls.existingSecret) (not $issuer.name) }}
+{{- include "herald.refuse" (printf "%s.enabled needs a certificate: set %s.existingSecret, a Secret with tls.crt and tls.key, or %s.certManager.issuerRef.name, an issuer of cert-manager." $name $name $name) }}
+{{- end }}
+{{- if and $issuer.name (not ($.Capabilities.APIVersions.Has "cert-manager.io/v1")) }}
+{{- include "herald.refuse" (printf "%s.certManager.issuerRef is set, and the cluster has no Certificate (cert-manager.io/v1): install cert-manager, or set %s.existingSecret. For `helm template` without a cluster, add --api-versions cert-manager.io/v1." $name $name) }}
+{{- end }}
+{{- else if or $tls.existingSecret $issuer.name $tls.clientCaSecret }}
+{{- include "herald.refuse" (printf "%s names a certificate or an authority, and %s.enabled is false: without it the ports have no TLS. Set %s.enabled to true." $name $name $name) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "herald.validateDependencies" -}}
@@ -118,12 +166,12 @@ gateway.endpoints: set webhooks.inCluster.enabled
 {{- include "herald.refuse" (printf "%s.tls is for a server of your own, and the bundled one has no TLS: set %s.enabled to false, or remove %s.tls." $name (ternary "postgresql" "valkey" (eq $name "store")) $name) }}
 {{- end }}
 {{- end }}
-{{- range $path, $key := dict "postgresql.auth" "passwordKey" "valkey.auth" "passwordKey" "vapid" "secretKey" }}
+{{- range $path, $key := dict "postgresql.auth" "passwordKey" "valkey.auth" "passwordKey" "vapid" "secretKey" "storageKey" "secretKey" "auth" "secretKey" }}
 {{- $at := $values }}
 {{- range splitList "." $path }}{{- $at = get $at . }}{{ end }}
-{{- $made := ternary "private-key" "password" (eq $path "vapid") }}
+{{- $made := get (dict "vapid" "private-key" "storageKey" "key" "auth" "root-key") $path | default "password" }}
 {{- if and (not $at.existingSecret) (ne (get $at $key) $made) }}
-{{- include "herald.refuse" (printf "%s.%s names a key of %s.existingSecret, which is not set: the Secret that the chart makes has the key %s, and another key would be another password. Set %s.existingSecret, or remove %s.%s." $path $key $path $made $path $path $key) }}
+{{- include "herald.refuse" (printf "%s.%s names a key of %s.existingSecret, which is not set: the Secret that the chart makes has the key %s, and another key would be another secret. Set %s.existingSecret, or remove %s.%s." $path $key $path $made $path $path $key) }}
 {{- end }}
 {{- end }}
 {{- $nats := .Values.nats -}}
@@ -368,8 +416,10 @@ consumers:
 {{- if and .Values.ingress.enabled (not .Values.ingress.tls) }}
 {{- include "herald.refuse" "ingress.tls must be set: clients of gRPC reach an Ingress by HTTP/2, which controllers offer over TLS only." }}
 {{- end }}
-{{- if and .Values.metrics.podMonitor.enabled (not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) }}
-{{- include "herald.refuse" "metrics.podMonitor.enabled is true, and the cluster has no PodMonitor (monitoring.coreos.com/v1): install the Prometheus operator, or set it to false. For `helm template` without a cluster, add --api-versions monitoring.coreos.com/v1." }}
+{{- range $key, $kind := dict "podMonitor" "PodMonitor" "rules" "PrometheusRule" }}
+{{- if and (get $.Values.metrics $key).enabled (not ($.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) }}
+{{- include "herald.refuse" (printf "metrics.%s.enabled is true, and the cluster has no %s (monitoring.coreos.com/v1): install the Prometheus operator, or set it to false. For `helm template` without a cluster, add --api-versions monitoring.coreos.com/v1." $key $kind) }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -381,7 +431,8 @@ consumers:
 {{- range $template, $isMade := dict
   "accounts" true "autoscalers" (ne .Values.autoscaling.mode "none") "configMaps" true "deployments" true "disruptionBudgets" true
   "jaeger" .Values.jaeger.enabled "jobs" true "nats" .Values.nats.enabled "networkPolicies" .Values.networkPolicy.enabled
-  "podMonitor" .Values.metrics.podMonitor.enabled "postgresql" .Values.postgresql.enabled "routes" true "services" true "test" true
+  "dashboards" .Values.metrics.dashboards.enabled "podMonitor" .Values.metrics.podMonitor.enabled
+  "prometheusRule" .Values.metrics.rules.enabled "postgresql" .Values.postgresql.enabled "routes" true "services" true "test" true
   "valkey" .Values.valkey.enabled
 }}
 {{- if $isMade }}

@@ -2,12 +2,12 @@
 
 {{/* What a role uses, and which peers it calls. */}}
 {{- define "herald.roles" -}}
-gateway: {store: true, timelines: true, vapid: true, peers: [graph, analytics, deadletter], serves: true}
+gateway: {store: true, timelines: true, devices: true, vapid: true, peers: [graph, analytics, deadletter], serves: true}
 archive: {store: true}
 graph: {store: true, serves: true}
 fanout: {store: true, peers: [graph]}
 timeline: {store: true, timelines: true}
-push: {store: true, vapid: true}
+push: {store: true, devices: true, vapid: true}
 analytics: {store: true, serves: true}
 deadletter: {store: true, timelines: true, serves: true}
 scaler: {serves: true}

@@ -20,11 +20,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use herald_failure::{Classified, isolate};
-use herald_mesh::Disposition;
+use herald_mesh::{Disposition, MessageLink, batch_span};
 use herald_proto::EVENT_CHUNKS_MAX;
 use herald_store::{ErrorKind, Fence, Totals};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::adapters::{FileStore, encode};
 use crate::domain::{Entry, File, Row, RowPosition, group_into_files};
@@ -44,12 +45,14 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Submission {
     pub(crate) sequence: u64,
     pub(crate) rows: Vec<Row>,
+    pub(crate) link: Option<MessageLink>,
     pub(crate) reply: oneshot::Sender<Disposition>,
 }
 
 /// Writes the messages of one stream.
 pub(crate) struct Batcher {
     pub(crate) stream: &'static str,
+    pub(crate) consumer: String,
     /// Maximum number of rows of a batch. The last message may exceed it by its rows.
     pub(crate) rows_max: usize,
     /// Maximum number of messages of a batch.
@@ -73,6 +76,7 @@ pub(crate) struct Batch {
     messages: HashMap<u64, GatheredMessage>,
     /// Number of rows of all messages.
     rows: usize,
+    links: Vec<MessageLink>,
 }
 
 /// A message with rows that are not settled yet.
@@ -99,8 +103,10 @@ impl Batch {
         let Submission {
             sequence,
             rows,
+            link,
             reply,
         } = submission;
+        self.links.extend(link);
         let message = self.messages.entry(sequence).or_insert_with(|| {
             self.rows += rows.len();
             GatheredMessage {
@@ -181,7 +187,14 @@ impl Batcher {
             }
             received.drain(..).for_each(|submission| batch.add(submission));
             self.gather(&mut batch, &mut received, &mut inbox).await;
-            self.commit(batch).await;
+            let span = batch_span(
+                "analytics",
+                self.stream,
+                &self.consumer,
+                batch.messages.len(),
+                &batch.links,
+            );
+            self.commit(batch).instrument(span).await;
         }
     }
 

@@ -60,6 +60,7 @@ impl Handler for MessageHandler {
         let submission = Submission {
             sequence: delivery.sequence,
             rows,
+            link: delivery.link(),
             reply,
         };
         if self.batcher.send(submission).await.is_err() {
@@ -68,6 +69,10 @@ impl Handler for MessageHandler {
         disposition
             .await
             .unwrap_or_else(|_| Disposition::retry("the batch was lost because the batcher stopped"))
+    }
+
+    fn handles_batches(&self) -> bool {
+        true
     }
 }
 
@@ -150,4 +155,98 @@ fn parse_deliveries_row(channel: Channel, chunk: &SettledChunk) -> Result<Row, D
 
 fn saturating_count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use herald_model::Lane;
+    use proptest::{collection::vec, prelude::*};
+    use prost::Message as _;
+
+    use super::*;
+    use crate::domain::{Entry, RowPosition, group_into_files};
+
+    fn settled() -> impl Strategy<Value = DeliveriesSettled> {
+        let counts = (herald_fuzz::u32s(), herald_fuzz::u32s(), herald_fuzz::u32s());
+        let ids = (herald_fuzz::u64s(), herald_fuzz::u64s(), herald_fuzz::u64s());
+        let times = (herald_fuzz::micros(), herald_fuzz::micros());
+        let chunk =
+            (counts, ids, times).prop_map(|(counts, (post_id, chunk_id, revision), times)| SettledChunk {
+                post_id,
+                chunk_id,
+                revision,
+                delivered_count: counts.0,
+                expired_count: counts.1,
+                dead_count: counts.2,
+                accepted_at_us: times.0,
+                settled_at_us: times.1,
+                ..SettledChunk::default()
+            });
+        vec(chunk, 0..4).prop_map(|chunks| DeliveriesSettled { chunks })
+    }
+
+    /// Parses a message and computes what its files would have.
+    fn check(subject: Subject, payload: Vec<u8>) -> Result<(), TestCaseError> {
+        let rows = match parse_rows(&Delivery::without_consumer(subject, 7, payload)) {
+            Ok(rows) => rows,
+            Err(disposition) => {
+                let is_terminated = matches!(disposition, Disposition::Term { .. });
+                prop_assert!(is_terminated);
+                return Ok(());
+            }
+        };
+        let count = rows.len();
+        prop_assert!((1..=EVENT_CHUNKS_MAX).contains(&count));
+        let entries = rows.into_iter().enumerate().map(|(index, row)| Entry {
+            position: RowPosition {
+                sequence: 7,
+                index,
+                count,
+            },
+            row,
+        });
+        let mut files = group_into_files("EVENTS", entries);
+        prop_assert_eq!(files.iter().map(|file| file.entries.len()).sum::<usize>(), count);
+        let mut counted = BTreeMap::new();
+        for file in &mut files {
+            file.drop_stale_rows(&mut counted);
+            prop_assert!(file.path(1).contains("/date="));
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_near_an_event_are_rows_or_terminated(
+            payload in herald_fuzz::near(settled().prop_map(|event| event.encode_to_vec())),
+        ) {
+            check(Subject::Settled(Channel::Push), payload)?;
+        }
+
+        #[test]
+        fn bytes_near_a_post_are_a_row_or_terminated(
+            payload in herald_fuzz::near((".{1,20}", herald_fuzz::micros(), herald_fuzz::u32s()).prop_map(
+                |(author_id, accepted_at_us, push_ttl_seconds)| PostCreated {
+                    author_id,
+                    accepted_at_us,
+                    push_ttl_seconds,
+                    links: vec!["https://example.org/".into()],
+                    ..PostCreated::default()
+                }.encode_to_vec(),
+            )),
+        ) {
+            check(Subject::PostCreated(Lane::Low), payload)?;
+        }
+
+        #[test]
+        fn bytes_near_a_deletion_are_a_row_or_terminated(
+            payload in herald_fuzz::near((herald_fuzz::u64s(), herald_fuzz::micros()).prop_map(
+                |(post_id, deleted_at_us)| PostDeleted { post_id, author_key: 1, deleted_at_us }.encode_to_vec(),
+            )),
+        ) {
+            check(Subject::PostDeleted(Lane::Low), payload)?;
+        }
+    }
 }

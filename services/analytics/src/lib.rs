@@ -118,7 +118,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     };
     workers.spawn(consuming.run(leases, stop.clone()));
     let routes = Routes::new(AnalyticsServiceServer::new(Analytics { totals, users }));
-    let serving = grpc_server::serve(listener, routes, &[ANALYTICS_SERVICE], stop.clone());
+    let serving = grpc_server::serve("analytics", listener, routes, &[ANALYTICS_SERVICE], stop.clone());
     workers.spawn(async move { serving.await.map_err(Error::Serve) });
 
     let mut outcome = Ok(());
@@ -186,6 +186,7 @@ impl Consuming {
         for StreamConsumers { stream, consumers } in &self.streams {
             let batcher = Batcher {
                 stream,
+                consumer: consumers[0].0.name.clone(),
                 rows_max: self.config.batch_rows_max,
                 messages_max: self.config.batch_messages(consumers[0].1),
                 age_max: self.config.batch_age_max(),

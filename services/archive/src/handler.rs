@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
-use herald_mesh::{Delivery, Disposition, Handler};
+use herald_mesh::{Delivery, Disposition, Handler, MessageLink, batch_span, consumers, streams};
 use herald_runtime::telemetry::error_chain;
 use herald_store::{Archived, Error, ErrorKind, Posts, Result, Users};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use crate::Metrics;
 
@@ -17,8 +18,12 @@ use crate::Metrics;
 const WAIT_MIN: Duration = Duration::from_millis(200);
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// The role in the spans.
+const ROLE: &str = "archive";
+
 struct ArchiveRequest {
     entry: Archived,
+    link: Option<MessageLink>,
     reply: oneshot::Sender<Disposition>,
 }
 
@@ -51,10 +56,11 @@ impl Archive {
         }
     }
 
-    async fn archive(&self, entry: Archived) -> Disposition {
+    async fn archive(&self, entry: Archived, link: Option<MessageLink>) -> Disposition {
         let (reply, disposition) = oneshot::channel();
         let stopped = || Disposition::retry("the archive writer has stopped");
-        if self.requests.send(ArchiveRequest { entry, reply }).await.is_err() {
+        let request = ArchiveRequest { entry, link, reply };
+        if self.requests.send(request).await.is_err() {
             return stopped();
         }
         disposition.await.unwrap_or_else(|_| stopped())
@@ -65,9 +71,13 @@ impl Archive {
 impl Handler for Archive {
     async fn handle(&self, delivery: &Delivery) -> Disposition {
         match herald_posts::entry(delivery.subject, delivery.sequence, delivery.payload.clone()) {
-            Ok(entry) => self.archive(entry).await,
+            Ok(entry) => self.archive(entry, delivery.link()).await,
             Err(reason) => Disposition::term(reason),
         }
+    }
+
+    fn handles_batches(&self) -> bool {
+        true
     }
 }
 
@@ -81,11 +91,14 @@ async fn run_writer(
 ) {
     let mut batch = Vec::with_capacity(batch_max);
     while queue.recv_many(&mut batch, batch_max).await > 0 {
+        let links: Vec<_> = batch.iter().filter_map(|request| request.link.clone()).collect();
+        let span = batch_span(ROLE, streams::POSTS, consumers::ARCHIVE, batch.len(), &links);
         let (entries, replies): (Vec<_>, Vec<_>) = batch
             .drain(..)
             .map(|request| (request.entry, request.reply))
             .unzip();
-        let dispositions = archive_batch((&*users, &*posts), &metrics, &entries, &shutdown).await;
+        let archived = archive_batch((&*users, &*posts), &metrics, &entries, &shutdown);
+        let dispositions = archived.instrument(span).await;
         for (reply, disposition) in replies.into_iter().zip(dispositions) {
             // A dropped handler's message is redelivered, and archiving a post is idempotent.
             let _ = reply.send(disposition);
@@ -250,6 +263,19 @@ mod tests {
 
         async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
             self.inner.list(after, limit).await
+        }
+
+        async fn of_author(
+            &self,
+            author: UserKey,
+            after: Option<PostId>,
+            limit: usize,
+        ) -> Result<Vec<PostId>> {
+            self.inner.of_author(author, after, limit).await
+        }
+
+        async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
+            self.inner.erase_texts(posts).await
         }
     }
 

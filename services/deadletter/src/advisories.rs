@@ -63,6 +63,9 @@ impl AdvisoryHandler {
     /// A redelivered advisory creates the same entry: DLQ drops it within the dedupe window, the store after that.
     async fn publish_dead_letter(&self, advisory: Advisory) -> Result<(), StepError> {
         let message = self.mesh.message(&advisory.stream, advisory.sequence).await?;
+        if let Some(message) = &message {
+            message.link_current_span();
+        }
         let entry = dlq_entry::build(advisory, message.as_ref());
         match self.publish_entry(&entry).await {
             Err(error) if error.kind() == ErrorKind::TooLarge && !entry.payload.is_empty() => {

@@ -55,7 +55,7 @@ pub(crate) fn build(advisory: Advisory, message: Option<&RawMessage>) -> DlqEntr
     // With malformed redrive headers the entry describes the message in its present stream.
     if let Ok(origin) = message.origin() {
         // JetStream counts the deliveries of a copy (from LATER or REDRIVE) from 1.
-        entry.attempt_count += origin.previous_attempts;
+        entry.attempt_count = entry.attempt_count.saturating_add(origin.previous_attempts);
         entry.published_at_us = origin.published_at.0;
         if let Some(redrive) = origin.redrive {
             entry.redrive_dead_letter = redrive.dead_letter;
@@ -84,7 +84,11 @@ fn set_post_id(entry: &mut DlqEntry) {
         "" => entry.stream == streams::POSTS,
         subject => subject.starts_with("post.v1.created."),
     };
-    if matches!(kind, Ok(ConsumerKind::Fanout | ConsumerKind::Archive)) && created {
+    let of_post = matches!(
+        kind,
+        Ok(ConsumerKind::Fanout | ConsumerKind::Archive | ConsumerKind::AnalyticsPosts)
+    );
+    if of_post && created {
         entry.post_id = entry.original_sequence;
     }
 }
@@ -229,6 +233,9 @@ pub(crate) fn retry_generation(entry: &DlqEntry) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use herald_model::{PostId, UserKey};
+    use proptest::prelude::*;
+
     use super::*;
 
     /// An entry whose message is gone.
@@ -249,8 +256,126 @@ mod tests {
     fn an_entry_without_its_message_has_a_post_id_only_in_posts() {
         assert_eq!(entry_without_message("POSTS", "fanout-low").post_id, 7);
         assert_eq!(entry_without_message("POSTS", "archive").post_id, 7);
+        assert_eq!(entry_without_message("POSTS", "analytics-posts").post_id, 7);
         // These sequences are not post ids.
         assert_eq!(entry_without_message("REDRIVE", "redrive-fanout").post_id, 0);
         assert_eq!(entry_without_message("TIMELINE", "timeline-high").post_id, 0);
+    }
+
+    /// Bodies of every subject, with numbers at the ends of their ranges.
+    fn bodies() -> impl Strategy<Value = (&'static str, Vec<u8>)> {
+        let recipients = prop::collection::btree_set(any::<u32>(), 0..20)
+            .prop_map(|keys| Recipients::from_sorted(keys.into_iter().map(UserKey)));
+        let times = (herald_fuzz::micros(), herald_fuzz::micros());
+        (
+            0..8_usize,
+            recipients,
+            herald_fuzz::u64s(),
+            herald_fuzz::u32s(),
+            times,
+        )
+            .prop_map(|(kind, recipients, post_id, number, (one, other))| {
+                let (post, author) = (PostId(post_id), UserKey(number));
+                let chunk = PushChunk::new(post, author, Timestamp(one), Timestamp(other), &recipients);
+                match kind {
+                    0 => ("post.v1.created.low", post_created(number, one).encode_to_vec()),
+                    1 => (
+                        "post.v1.deleted.low",
+                        PostDeleted {
+                            post_id,
+                            ..Default::default()
+                        }
+                        .encode_to_vec(),
+                    ),
+                    2 => ("fanout.v1.slice.low", slice(post_id, number, one).encode_to_vec()),
+                    3 => (
+                        "timeline.v1.deliver.low",
+                        TimelineChunk::new(post, author, Timestamp(one), &recipients).encode_to_vec(),
+                    ),
+                    4 => ("push.v1.deliver.low", chunk.encode_to_vec()),
+                    5 => (
+                        "timeline.v1.backfill.low",
+                        backfill(&recipients, post_id).encode_to_vec(),
+                    ),
+                    6 => (
+                        "event.v1.settled.push",
+                        DeliveriesSettled::default().encode_to_vec(),
+                    ),
+                    _ => ("unknown", vec![0xff]),
+                }
+            })
+    }
+
+    fn post_created(push_ttl_seconds: u32, accepted_at_us: i64) -> PostCreated {
+        PostCreated {
+            author_id: "author".into(),
+            accepted_at_us,
+            push_ttl_seconds,
+            ..PostCreated::default()
+        }
+    }
+
+    fn slice(post_id: u64, push_ttl_seconds: u32, accepted_at_us: i64) -> FanoutSlice {
+        FanoutSlice {
+            post_id,
+            accepted_at_us,
+            push_ttl_seconds,
+            ..FanoutSlice::default()
+        }
+    }
+
+    fn backfill(recipients: &Recipients, posts_sequence: u64) -> Backfill {
+        Backfill {
+            recipients: recipients.as_bytes().clone(),
+            recipient_count: recipients.len(),
+            posts_sequence,
+            ..Backfill::default()
+        }
+    }
+
+    proptest! {
+        /// A malformed payload makes a dead letter too: what can be read of it is described, the rest is left out.
+        #[test]
+        fn every_payload_has_an_entry(
+            (subject, payload) in bodies().prop_flat_map(|(subject, body)| {
+                (Just(subject), herald_fuzz::near(Just(body)))
+            }),
+            kind in 0..ConsumerKind::ALL.len(),
+        ) {
+            let kind = ConsumerKind::ALL[kind].as_str();
+            let mut entry = DlqEntry {
+                subject: subject.into(),
+                payload: payload.into(),
+                kind: kind.into(),
+                original_sequence: 7,
+                ..entry_without_message("TIMELINE", "timeline-low")
+            };
+            if describe(&mut entry).is_ok() && entry.chunk_id != 0 {
+                let recipients = recipients(&entry).unwrap();
+                prop_assert_eq!((recipients.chunk_id().0, recipients.len()), (entry.chunk_id, entry.recipient_count));
+            }
+            let _ = retry_generation(&entry);
+            if entry.sequence > 0 {
+                prop_assert!(convert::parse_dlq_entry(entry, 9, Timestamp(1)).is_ok());
+            }
+        }
+
+        #[test]
+        fn bytes_near_an_entry_are_an_entry_or_refused(
+            bytes in herald_fuzz::near(bodies().prop_map(|(subject, body)| DlqEntry {
+                subject: subject.into(),
+                payload: body.into(),
+                trace_parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+                reason: "the store is away".into(),
+                ..entry_without_message("PUSH", "push-low")
+            }.encode_to_vec())),
+        ) {
+            if let Ok(entry) = DlqEntry::decode(&bytes[..]) {
+                let recipients = recipients(&entry);
+                let payload = entry.payload.len();
+                prop_assert!(recipients.is_none_or(|all| all.len() as usize <= payload));
+                let _ = convert::parse_dlq_entry(entry, 9, Timestamp(1));
+            }
+        }
     }
 }

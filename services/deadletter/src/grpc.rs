@@ -7,6 +7,7 @@ mod preview;
 mod rebuild;
 mod responses;
 mod select;
+mod user_data;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 pub(crate) use audit::AuditApi;
+pub(crate) use user_data::UserDataApi;
 
 use crate::{
     Config, convert,

@@ -1,4 +1,4 @@
-//! The work of which all instances together run one: redrives, the continuous audit and retention.
+//! The work of which all instances together run one: redrives, erasures, the continuous audit and retention.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +12,7 @@ use crate::{
     Metrics,
     config::ContinuousAudit,
     continuous_audit,
+    erasures::{self, ErasureRunner},
     redrive::{self, OperationRunner},
 };
 
@@ -34,6 +35,18 @@ impl LeasedWork {
     pub(crate) async fn run_operations(self, runner: OperationRunner) {
         self.run(redrive::LEASE, |lease| Box::pin(runner.clone().lead(lease)))
             .await;
+    }
+
+    /// Runs erasures of users.
+    pub(crate) async fn run_erasures(self, runner: ErasureRunner) {
+        self.run(erasures::LEASE, |lease| {
+            let (runner, metrics) = (runner.clone(), self.metrics.clone());
+            async move {
+                lease.lost().run_until_cancelled(runner.lead()).await;
+                metrics.set_erasures(0);
+            }
+        })
+        .await;
     }
 
     /// Runs the continuous audit. When another process runs it, the metrics of its findings are cleared here.

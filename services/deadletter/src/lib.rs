@@ -6,10 +6,11 @@
 //! chunk dead in the ledger. [`grpc`] lists dead letters and starts operations. [`redrive`] publishes dead letters
 //! again to the consumer that failed.
 //!
-//! The service also runs audits: on request ([`grpc`]) and continuously ([`continuous_audit`]).
+//! The service also runs audits: on request ([`grpc`]) and continuously ([`continuous_audit`]). It exports and erases
+//! all that is held of a user ([`erasures`]).
 //!
 //! Any number of instances share the store and the streams. All of them index dead letters and serve calls. Redrives,
-//! the continuous audit and retention have a lease each, and its holder does the work ([`leases`]).
+//! erasures, the continuous audit and retention have a lease each, and its holder does the work ([`leases`]).
 //!
 //! *Invariant:* DLQ is the source of truth and the store is derived from it. An advisory is acknowledged after its
 //! entry is in DLQ; an entry is acknowledged after its dead letter is in the store. Redelivery of either creates no
@@ -26,6 +27,7 @@ mod continuous_audit;
 mod convert;
 mod dlq_entry;
 mod domain;
+mod erasures;
 mod error;
 mod failure_recorder;
 mod grpc;
@@ -45,6 +47,7 @@ use herald_proto::{
     v1::{
         audit_service_server::{AuditServiceServer, SERVICE_NAME as AUDIT_SERVICE},
         dead_letter_service_server::{DeadLetterServiceServer, SERVICE_NAME as DEAD_LETTER_SERVICE},
+        user_data_service_server::{SERVICE_NAME as USER_DATA_SERVICE, UserDataServiceServer},
     },
 };
 use herald_runtime::{
@@ -52,6 +55,7 @@ use herald_runtime::{
     wait::Waiting,
 };
 use herald_store::{DeadLetters, Leases, Ledger, Retention, Users};
+use herald_user_data::UserData;
 use prost_reflect::DescriptorPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -63,8 +67,9 @@ pub use metrics::Metrics;
 
 use crate::{
     advisories::AdvisoryHandler,
+    erasures::ErasureRunner,
     failure_recorder::FailureRecorder,
-    grpc::{Api, AuditApi},
+    grpc::{Api, AuditApi, UserDataApi},
     index::DlqIndexer,
     leases::LeasedWork,
     redrive::OperationRunner,
@@ -82,12 +87,14 @@ pub struct Deps {
     pub ledger: Arc<dyn Ledger>,
     /// Dead letters and the audit log.
     pub dead_letters: Arc<dyn DeadLetters>,
-    /// Who runs redrives, the continuous audit and retention.
+    /// Who runs redrives, erasures, the continuous audit and retention.
     pub leases: Arc<dyn Leases>,
     /// Removes data past its retention.
     pub retention: Arc<dyn Retention>,
     /// Runs the requested and the continuous audits.
     pub auditor: Auditor,
+    /// Exports and erases all that is held of a user.
+    pub user_data: UserData,
     /// The socket of the gRPC server.
     pub listener: Listener,
     /// The metrics of the service.
@@ -114,6 +121,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         leases,
         retention,
         auditor,
+        user_data,
         listener,
         metrics,
     } = deps;
@@ -159,6 +167,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics.clone(),
         config.redrive_in_flight_max,
     );
+    let erasures = ErasureRunner::new(user_data, metrics.clone());
     let continuous_audit = config.continuous_audit;
     let sampling = sampler::run(dead_letters.clone(), metrics, stop.clone());
     let api = Api {
@@ -180,6 +189,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         });
     };
     spawn(Box::pin(leased.clone().run_operations(runner)));
+    spawn(Box::pin(leased.clone().run_erasures(erasures.clone())));
     spawn(Box::pin(leased.clone().run_retention(retention)));
     if continuous_audit.interval_seconds > 0 {
         let auditor = auditor.clone();
@@ -187,11 +197,18 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     }
     spawn(Box::pin(sampling));
     let audits = AuditApi::new(auditor, stop.clone());
-    let routes = Routes::new(DeadLetterServiceServer::new(api)).add_service(AuditServiceServer::new(audits));
+    let user_data = UserDataApi {
+        runner: erasures,
+        stop: stop.clone(),
+    };
+    let routes = Routes::new(DeadLetterServiceServer::new(api))
+        .add_service(AuditServiceServer::new(audits))
+        .add_service(UserDataServiceServer::new(user_data));
     let serving = grpc_server::serve(
+        "deadletter",
         listener,
         routes,
-        &[DEAD_LETTER_SERVICE, AUDIT_SERVICE],
+        &[DEAD_LETTER_SERVICE, AUDIT_SERVICE, USER_DATA_SERVICE],
         stop.clone(),
     );
     tasks.spawn(async move { serving.await.map_err(Error::Serve) });

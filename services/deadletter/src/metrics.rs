@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use herald_audit::FindingKind;
-use herald_model::Channel;
+use herald_model::{Channel, time::Timestamp};
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
 use herald_store::Cause;
 
@@ -32,11 +32,14 @@ pub struct Metrics {
     pub failed_again: Counter,
     /// Dead letters discarded.
     pub discarded: Counter,
+    erasures_running: Gauge,
     /// Time from the end of the last attempt until the dead letter is in the store.
     pub visible_seconds: Histogram,
     audited: Family<StateLabels, Gauge>,
     findings: Family<KindLabels, Gauge>,
     oldest_pending_seconds: Gauge,
+    continuous_audit_interval_seconds: Gauge,
+    continuous_audit_alive_time_seconds: Gauge,
     leading: Family<LeaseLabels, Gauge>,
     /// 1 while retention removes nothing because the clock has jumped.
     pub retention_paused: Gauge,
@@ -59,10 +62,13 @@ impl Metrics {
             resolved: Counter::default(),
             failed_again: Counter::default(),
             discarded: Counter::default(),
+            erasures_running: Gauge::default(),
             visible_seconds: seconds(),
             audited: Family::default(),
             findings: Family::default(),
             oldest_pending_seconds: Gauge::default(),
+            continuous_audit_interval_seconds: Gauge::default(),
+            continuous_audit_alive_time_seconds: Gauge::default(),
             leading: Family::default(),
             retention_paused: Gauge::default(),
             continuous_audit_rounds: Counter::default(),
@@ -114,6 +120,11 @@ impl Metrics {
             metrics.discarded.clone(),
         );
         registry.register(
+            "deadletter_erasures_running",
+            "Erasures of users that are not complete, if this process runs them, else 0",
+            metrics.erasures_running.clone(),
+        );
+        registry.register(
             "deadletter_visible_seconds",
             "Time from the end of a message's last attempt until its dead letter is in the store",
             metrics.visible_seconds.clone(),
@@ -132,6 +143,17 @@ impl Metrics {
             "audit_oldest_pending_seconds",
             "Age of the oldest recent post with a pending delivery; 0 if there is none",
             metrics.oldest_pending_seconds.clone(),
+        );
+        registry.register(
+            "audit_interval_seconds",
+            "Time between two rounds of the continuous audit, if this process runs it, else 0",
+            metrics.continuous_audit_interval_seconds.clone(),
+        );
+        registry.register(
+            "audit_alive_time_seconds",
+            "When the continuous audit of this process was last known to work, seconds since 1970: a round ended well, \
+             or one went on and the round before it did not fail; 0 if another process runs it",
+            metrics.continuous_audit_alive_time_seconds.clone(),
         );
         registry.register(
             "deadletter_leading",
@@ -188,11 +210,28 @@ impl Metrics {
             .set(leading.into());
     }
 
+    pub(crate) fn set_erasures(&self, running: usize) {
+        self.erasures_running
+            .set(i64::try_from(running).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn set_audit_interval(&self, interval: Duration) {
+        let seconds = i64::try_from(interval.as_secs()).unwrap_or(i64::MAX);
+        self.continuous_audit_interval_seconds.set(seconds);
+    }
+
+    /// Says that the continuous audit works at this time.
+    pub(crate) fn set_audit_alive(&self, at: Timestamp) {
+        self.continuous_audit_alive_time_seconds.set(at.0 / 1_000_000);
+    }
+
     /// Removes the results of the last round: another process reports the newer ones.
     pub(crate) fn clear_audit(&self) {
         self.audited.clear();
         self.findings.clear();
         self.oldest_pending_seconds.set(0);
+        self.continuous_audit_interval_seconds.set(0);
+        self.continuous_audit_alive_time_seconds.set(0);
     }
 
     pub(crate) fn set_open(&self, dead_letters: u64) {

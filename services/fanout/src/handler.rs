@@ -91,6 +91,13 @@ fn decode_slice(delivery: &Delivery) -> Result<DecodedSlice, Disposition> {
         }
         Subject::Slice(lane) => {
             let slice: FanoutSlice = delivery.decode()?;
+            // Index 0 is the slice of the message in POSTS, and the index of the next slice must fit.
+            if !(1..u32::MAX).contains(&slice.slice_index) {
+                return Err(Disposition::term(format_args!(
+                    "malformed slice index {}",
+                    slice.slice_index
+                )));
+            }
             Ok(Slice {
                 post: PostId(slice.post_id),
                 author: UserKey(slice.author_key),
@@ -223,11 +230,92 @@ impl Fanout {
     fn count_planned(&self, plan: &SlicePlan) {
         self.metrics.slices.inc();
         for chunk in &plan.chunks {
-            let planned = match chunk.channel {
-                Channel::Timeline => &self.metrics.timeline_planned,
-                Channel::Push => &self.metrics.push_planned,
-            };
-            planned.inc_by(chunk.recipients.len().into());
+            self.metrics
+                .count_planned(chunk.channel, chunk.recipients.len().into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::Lane;
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+
+    fn posts() -> impl Strategy<Value = PostCreated> {
+        (
+            herald_fuzz::u32s(),
+            ".{0,20}",
+            herald_fuzz::micros(),
+            herald_fuzz::u32s(),
+        )
+            .prop_map(
+                |(author_key, author_id, accepted_at_us, push_ttl_seconds)| PostCreated {
+                    author_key,
+                    author_id,
+                    accepted_at_us,
+                    push_ttl_seconds,
+                    text: "text".into(),
+                    ..PostCreated::default()
+                },
+            )
+    }
+
+    fn slices() -> impl Strategy<Value = FanoutSlice> {
+        let keys = (herald_fuzz::u32s(), herald_fuzz::u32s(), herald_fuzz::u32s());
+        (
+            keys,
+            herald_fuzz::u64s(),
+            herald_fuzz::micros(),
+            herald_fuzz::u32s(),
+        )
+            .prop_map(
+                |((author_key, after_key, slice_index), post_id, accepted_at_us, push_ttl_seconds)| {
+                    FanoutSlice {
+                        post_id,
+                        author_key,
+                        follow_version: post_id,
+                        after_key,
+                        slice_index,
+                        accepted_at_us,
+                        push_ttl_seconds,
+                    }
+                },
+            )
+    }
+
+    /// What fan-out computes of a decoded message before it asks anyone.
+    fn check(subject: Subject, payload: Vec<u8>) -> Result<(), TestCaseError> {
+        match decode_slice(&Delivery::without_consumer(subject, 7, payload)) {
+            Err(disposition) => {
+                let is_terminated = matches!(disposition, Disposition::Term { .. });
+                prop_assert!(is_terminated);
+            }
+            Ok(DecodedSlice { slice, author_id }) => {
+                prop_assert!(slice.push_expires_at() >= slice.accepted_at);
+                let next = slice.next(FollowVersion(1), UserKey(1));
+                prop_assert!(next.index > slice.index);
+                prop_assert!(author_id.is_none() || slice.author == NO_KEY);
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_near_a_post_are_its_first_slice_or_terminated(
+            payload in herald_fuzz::near(posts().prop_map(|post| post.encode_to_vec())),
+        ) {
+            check(Subject::PostCreated(Lane::Low), payload)?;
+        }
+
+        #[test]
+        fn bytes_near_a_slice_are_a_slice_or_terminated(
+            payload in herald_fuzz::near(slices().prop_map(|slice| slice.encode_to_vec())),
+        ) {
+            check(Subject::Slice(Lane::High), payload)?;
         }
     }
 }

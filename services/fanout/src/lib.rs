@@ -80,12 +80,13 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger,
         followers: Followers::new(graph),
         waiting: Waiting::new("fan-out of posts", metrics.waiting.clone()),
-        metrics,
+        metrics: metrics.clone(),
         config: config.clone(),
         stop: workers.stop(),
     });
     for lane in lanes {
-        let paused = watch_gate(mesh.clone(), lane, config.gate, workers.stop());
+        let shown = metrics.paused(lane);
+        let paused = watch_gate(mesh.clone(), lane, config.gate, shown, workers.stop());
         let options = ConsumeOptions {
             in_flight_max: config.posts_in_flight_max.of(lane),
             batch_max: config.posts_in_flight_max.of(lane),

@@ -1,16 +1,15 @@
 //! All metrics of this service.
 
-use herald_runtime::metrics::{Counter, Gauge, Registry};
+use herald_model::{Channel, Lane};
+use herald_runtime::metrics::{Counter, Family, Gauge, Registry};
 
 /// The fanout service's metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     /// Posts and slices expanded.
     pub slices: Counter,
-    /// Timeline deliveries planned.
-    pub timeline_planned: Counter,
-    /// Pushes planned.
-    pub push_planned: Counter,
+    planned: Family<[(&'static str, &'static str); 1], Counter>,
+    paused: Family<[(&'static str, &'static str); 1], Gauge>,
     /// Posts and slices that wait for another part of the mesh.
     pub waiting: Gauge,
 }
@@ -25,14 +24,14 @@ impl Metrics {
             metrics.slices.clone(),
         );
         registry.register(
-            "fanout_timeline_deliveries_planned",
-            "Timeline deliveries planned",
-            metrics.timeline_planned.clone(),
+            "fanout_deliveries_planned",
+            "Deliveries planned, by channel",
+            metrics.planned.clone(),
         );
         registry.register(
-            "fanout_push_deliveries_planned",
-            "Pushes planned",
-            metrics.push_planned.clone(),
+            "fanout_paused",
+            "Whether a lane is paused, because too many of its chunks wait in TIMELINE or PUSH: 1 or 0",
+            metrics.paused.clone(),
         );
         registry.register(
             "fanout_waiting",
@@ -40,5 +39,16 @@ impl Metrics {
             metrics.waiting.clone(),
         );
         metrics
+    }
+
+    /// Whether a lane is paused. From now on it is exported, with the value 0.
+    pub fn paused(&self, lane: Lane) -> Gauge {
+        self.paused.get_or_create_owned(&[("lane", lane.as_str())])
+    }
+
+    /// Counts planned deliveries.
+    pub(crate) fn count_planned(&self, channel: Channel, deliveries: u64) {
+        let labels = [("channel", channel.as_str())];
+        self.planned.get_or_create(&labels).inc_by(deliveries);
     }
 }

@@ -2,4 +2,4 @@
 
 mod forward;
 
-pub(crate) use forward::{Analytics, Audits, DeadLetters, Forward, Forwarding, Graph};
+pub(crate) use forward::{Analytics, Audits, DeadLetters, Forward, Forwarding, Graph, UserData};

@@ -3,6 +3,8 @@
 use herald_push_endpoint::Policy;
 use serde::{Deserialize, Serialize};
 
+use crate::rates::Rate;
+
 /// The gateway's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -55,12 +57,95 @@ pub struct Config {
     /// Maximum time of a call that is forwarded to graph, analytics or deadletter and comes without a deadline,
     /// milliseconds; 100 to 3,600,000. For streams: the time from the last request to the begin of the response.
     pub forward_deadline_ms: u64,
-    /// CORS origins that may call over gRPC-Web, such as `https://app.example.org`; `*` allows any, empty none.
+    /// Origins of web pages that may call the public port over gRPC-Web, such as `https://app.example.org`; `*` allows any,
+    /// empty none. Calls with another origin are refused. No origin may call the operator port.
     pub cors_origins: Vec<String>,
+    /// Whether both ports describe their services by reflection.
+    pub reflection: bool,
+    /// Limits of rates.
+    pub limits: RateLimits,
     /// Which device endpoints are accepted.
     pub endpoints: Policy,
     /// Maximum time for calls in flight to finish at shutdown, milliseconds; 0 to 600,000.
     pub drain_ms: u64,
+}
+
+/// Limits of rates, of each gateway process. What exceeds one gets RESOURCE_EXHAUSTED, `RATE_LIMITED`, with the time after
+/// which it is admitted. A gateway remembers 65,536 busy addresses, principals and authors each; more of them share one limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Calls a second of a client address (of IPv6, a /64), over both ports; at most 1,000,000. 0: no limit. All clients behind
+    /// a proxy have one address.
+    pub calls_per_second_per_address: u32,
+    /// Calls of a client address at once, which then count against its rate; at most 1,000,000. 0: as many as in a second.
+    pub calls_burst_per_address: u32,
+    /// Calls a second of a principal, which is the name of an API key or the user of a token, over both ports; at most
+    /// 1,000,000. 0: no limit. Only with authentication.
+    pub calls_per_second_per_principal: u32,
+    /// Calls of a principal at once, which then count against its rate; at most 1,000,000. 0: as many as in a second.
+    pub calls_burst_per_principal: u32,
+    /// Posts a second of an author; at most 1,000,000. 0: no limit. Repeated requests don't count.
+    pub posts_per_second_per_author: u32,
+    /// Posts of an author at once, which then count against the rate; at most 1,000,000. 0: as many as in a second.
+    pub posts_burst_per_author: u32,
+    /// Posts of an author within 24 hours, over all gateways, as far as each knows of the others' posts: a soft quota;
+    /// at most 100,000. 0: no quota. Repeated requests and deleted posts don't count; while the store is away, every
+    /// post passes. More get RESOURCE_EXHAUSTED, `QUOTA_EXCEEDED`.
+    pub posts_per_day_max: u32,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            calls_per_second_per_address: 0,
+            calls_burst_per_address: 0,
+            calls_per_second_per_principal: 0,
+            calls_burst_per_principal: 0,
+            posts_per_second_per_author: 1_000,
+            posts_burst_per_author: 100_000,
+            posts_per_day_max: 0,
+        }
+    }
+}
+
+impl RateLimits {
+    /// The rate of calls of an address.
+    pub(crate) const fn per_address(&self) -> Rate {
+        Rate {
+            per_second: self.calls_per_second_per_address,
+            burst: self.calls_burst_per_address,
+        }
+    }
+
+    /// The rate of calls of a principal.
+    pub(crate) const fn per_principal(&self) -> Rate {
+        Rate {
+            per_second: self.calls_per_second_per_principal,
+            burst: self.calls_burst_per_principal,
+        }
+    }
+
+    /// The rate of posts of an author.
+    pub(crate) const fn per_author(&self) -> Rate {
+        Rate {
+            per_second: self.posts_per_second_per_author,
+            burst: self.posts_burst_per_author,
+        }
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        herald_runtime::bounds!("gateway.limits", self, {
+            calls_per_second_per_address: 0..=1_000_000,
+            calls_burst_per_address: 0..=1_000_000,
+            calls_per_second_per_principal: 0..=1_000_000,
+            calls_burst_per_principal: 0..=1_000_000,
+            posts_per_second_per_author: 0..=1_000_000,
+            posts_burst_per_author: 0..=1_000_000,
+            posts_per_day_max: 0..=100_000,
+        });
+        Ok(())
+    }
 }
 
 impl Default for Config {
@@ -84,7 +169,9 @@ impl Default for Config {
             request_keep_hours: 24,
             delete_wait_ms: 5_000,
             forward_deadline_ms: 30_000,
-            cors_origins: vec!["*".into()],
+            cors_origins: Vec::new(),
+            reflection: true,
+            limits: RateLimits::default(),
             endpoints: Policy::default(),
             drain_ms: 10_000,
         }
@@ -115,6 +202,7 @@ impl Config {
             forward_deadline_ms: 100..=3_600_000,
             drain_ms: 0..=600_000,
         });
+        self.limits.validate()?;
         if self.call_deadline_ms <= self.delete_wait_ms {
             return Err(format!(
                 "gateway.call_deadline_ms must be more than gateway.delete_wait_ms, which is {}, is {}",

@@ -16,6 +16,9 @@ pub enum Error {
     /// The streams or the store can't be read at the start.
     #[error("the streams can't be compared with the store")]
     Check(#[from] herald_recovery::Error),
+    /// Authentication can't be set up.
+    #[error(transparent)]
+    Authentication(#[from] herald_auth::Error),
     /// The gRPC server failed.
     #[error("the gateway's gRPC server failed")]
     Serve(#[source] tonic::transport::Error),

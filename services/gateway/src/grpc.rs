@@ -1,17 +1,25 @@
 //! gRPC services; each file implements one service or a part of it.
 
 mod admission;
+mod authentication;
 mod delivery;
 mod device;
+mod gate;
 mod health;
+mod key;
 mod mesh;
 mod message_size;
+mod new_post;
+mod origin;
 mod post;
 mod preference;
+mod rate_limit;
+mod routes;
 mod server;
 mod submit;
 mod timeline;
 mod watch;
+mod wrong_port;
 
 pub(crate) use server::{ServiceDeps, serve};
 

@@ -1,4 +1,4 @@
-//! The gateway: the one public port.
+//! The gateway: the public port, and that of operators.
 //!
 //! It accepts posts into the POSTS stream, serves timelines, stores devices and preferences, reports the status of
 //! deliveries, and forwards calls to the graph, analytics and deadletter services.
@@ -17,10 +17,15 @@ mod domain;
 mod error;
 mod feed;
 mod grpc;
+mod keys;
 mod live;
 mod metrics;
 mod post_checks;
+mod quota;
+mod rates;
+mod recent_request;
 mod request_history;
+mod response;
 mod wire;
 
 use std::{
@@ -29,24 +34,37 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use herald_auth::Authenticator;
 use herald_mesh::{Mesh, Topology};
 use herald_recovery::{Checker, StreamWatch};
-use herald_runtime::{health::Group, http::Readiness, route::Route};
-use herald_store::{DeadLetters, Devices, Ledger, Posts, Preferences, StreamMarks, Timelines, Users};
+use herald_runtime::{
+    health::Group, http::Readiness, route::Route, rpc_metrics::ServerMetrics, tls::ServerTls,
+};
+use herald_store::{
+    ApiKeys, DeadLetters, Devices, Ledger, Posts, Preferences, StreamMarks, Timelines, Users,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, RateLimits};
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{archive_watermark::WatermarkReader, post_checks::PostChecks, request_history::RequestHistory};
+use crate::{
+    archive_watermark::WatermarkReader, keys::Keys, post_checks::PostChecks, request_history::RequestHistory,
+};
 
-/// Name of the readiness check that passes while the port accepts calls.
+/// Name of the readiness check that passes while the ports accept calls.
 pub const READY_CHECK: &str = "gateway";
 
 /// Dependencies of the service.
 pub struct Deps {
+    /// Who may call.
+    pub auth: herald_auth::Config,
+    /// Metrics of authentication.
+    pub auth_metrics: herald_auth::Metrics,
+    /// API keys.
+    pub api_keys: Arc<dyn ApiKeys>,
     /// Connection to the broker. Streams and consumers of `topology` exist.
     pub mesh: Mesh,
     /// Streams and consumers.
@@ -67,8 +85,8 @@ pub struct Deps {
     pub dead_letters: Arc<dyn DeadLetters>,
     /// What was seen of each stream.
     pub stream_marks: Arc<dyn StreamMarks>,
-    /// Listener of the gRPC and gRPC-Web port.
-    pub listener: TcpListener,
+    /// The ports.
+    pub listeners: Listeners,
     /// The ways to call the graph service.
     pub graph: Route,
     /// The ways to call the analytics service.
@@ -77,14 +95,36 @@ pub struct Deps {
     pub deadletter: Route,
     /// VAPID identification of the push service.
     pub vapid: Vapid,
-    /// Receives the gateway's readiness checks: whether the port accepts calls, and whether posts are accepted.
+    /// Receives the gateway's readiness checks: whether the ports accept calls, and whether posts are accepted.
     pub readiness: Readiness,
     /// Further names of `grpc.health.v1`: the roles of the process.
     pub roles: Vec<Group>,
     /// Cancelled at the begin of the process's shutdown, before `shutdown`: from then on the health is NOT_SERVING.
     pub draining: CancellationToken,
+    /// Metrics of the calls.
+    pub rpc_metrics: ServerMetrics,
     /// Metrics of the service.
     pub metrics: Metrics,
+}
+
+/// The listeners of the ports.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Of the public API: gRPC and gRPC-Web.
+    pub public: TcpListener,
+    /// Of operators: dead letters, audits, and the state of the mesh. gRPC alone.
+    pub operators: TcpListener,
+    /// TLS of the ports; `None`: plain text.
+    pub tls: Option<PortsTls>,
+}
+
+/// TLS of each port.
+#[derive(Debug)]
+pub struct PortsTls {
+    /// Of the public API, with HTTP/1.1 for gRPC-Web.
+    pub public: ServerTls,
+    /// Of operators.
+    pub operators: ServerTls,
 }
 
 /// What the gateway knows of the push service's VAPID identification (RFC 8292).
@@ -106,6 +146,9 @@ pub fn run(config: Config, deps: Deps, shutdown: CancellationToken) -> BoxFuture
 async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Result<(), Error> {
     config.validate().map_err(Error::Config)?;
     let Deps {
+        auth,
+        auth_metrics,
+        api_keys,
         mesh,
         topology,
         users,
@@ -116,7 +159,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         ledger,
         dead_letters,
         stream_marks,
-        listener,
+        listeners,
         graph,
         analytics,
         deadletter,
@@ -124,8 +167,16 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         readiness,
         roles,
         draining,
+        rpc_metrics,
         metrics,
     } = deps;
+    let authenticator = if auth.enabled {
+        Some(Arc::new(Authenticator::new(&auth, auth_metrics.clone())?))
+    } else {
+        None
+    };
+    let keys = Keys::new(api_keys, authenticator.clone(), auth_metrics);
+    keys.read_first().await;
     let ready = readiness.flag(READY_CHECK);
     let checker = Checker {
         mesh: mesh.clone(),
@@ -157,6 +208,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
             .clone()
             .run_until_cancelled_owned(request_history.clone().run()),
     );
+    tokio::spawn(reading_stop.clone().run_until_cancelled_owned(keys.clone().run()));
     tokio::spawn(reading_stop.run_until_cancelled_owned(stream_watch.clone().run()));
 
     let post_checks = PostChecks::new(
@@ -169,6 +221,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     );
 
     let service_deps = grpc::ServiceDeps {
+        authenticator,
+        keys,
         mesh: mesh.clone(),
         topology: topology.clone(),
         users,
@@ -187,10 +241,11 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         post_checks,
         roles,
         draining,
+        rpc_metrics,
         metrics,
     };
     ready.set(true);
-    let served = grpc::serve(&config, service_deps, listener, shutdown).await;
+    let served = grpc::serve(&config, service_deps, listeners, shutdown).await;
     ready.set(false);
     served
 }

@@ -1,8 +1,10 @@
 //! Every metric of this service.
 
 use herald_model::Lane;
+use herald_rpc::status;
 use herald_runtime::connections::Counts;
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
+use tonic::Status;
 
 /// The gateway's metrics.
 #[derive(Debug, Clone)]
@@ -31,6 +33,10 @@ pub struct Metrics {
     pub posts_missing: Counter,
     /// Calls refused because too many calls of their connection, their address or all callers were in flight.
     pub calls_shed: Counter,
+    /// Calls refused because of a limit of rates, by what is limited.
+    pub rate_limited: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Calls refused because of their credential, by reason.
+    pub calls_refused: Family<[(&'static str, &'static str); 1], Counter>,
     /// Open connections.
     pub connections: Gauge,
     /// Connections refused because too many of their address or of all clients were open.
@@ -39,6 +45,8 @@ pub struct Metrics {
     pub connections_closed: Counter,
     /// Answers ended because their caller did not read them.
     pub answers_cut: Counter,
+    /// Connections closed because their TLS handshake failed.
+    pub handshakes_failed: Counter,
 }
 
 impl Metrics {
@@ -57,10 +65,13 @@ impl Metrics {
             live_entries_recovered: Counter::default(),
             posts_missing: Counter::default(),
             calls_shed: Counter::default(),
+            rate_limited: Family::default(),
+            calls_refused: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             connections_closed: Counter::default(),
             answers_cut: Counter::default(),
+            handshakes_failed: Counter::default(),
         };
         macro_rules! register {
             ($($field:ident, $help:literal;)*) => {$(
@@ -80,10 +91,13 @@ impl Metrics {
             live_entries_recovered, "Entries that a comparison with the store found after a lost live message";
             posts_missing, "Posts on a timeline that are neither in the archive nor in POSTS";
             calls_shed, "Calls refused because too many of their connection, their address or all callers were in flight";
+            rate_limited, "Calls refused because their address, their principal or their author exceeds a limit of rates";
+            calls_refused, "Calls refused because of their credential, by reason";
             connections, "Open connections";
             connections_refused, "Connections refused because too many of their address or of all clients were open";
             connections_closed, "Connections closed because their client was silent or did not read";
             answers_cut, "Answers ended because their caller did not read them";
+            handshakes_failed, "Connections closed because their TLS handshake failed";
         }
         metrics
     }
@@ -95,6 +109,7 @@ impl Metrics {
             refused: self.connections_refused.clone(),
             closed: self.connections_closed.clone(),
             answers_cut: self.answers_cut.clone(),
+            handshakes_failed: self.handshakes_failed.clone(),
         }
     }
 
@@ -105,15 +120,65 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a call that a limit of rates refuses: that of an `address`, a `principal` or an `author`.
+    pub(crate) fn count_limited(&self, by: &'static str) {
+        self.rate_limited.get_or_create(&[("by", by)]).inc();
+    }
+
     /// Counts a refused post.
-    pub(crate) fn count_refused(&self, code: tonic::Code) {
-        let code = match code {
+    pub(crate) fn count_refused(&self, status: &Status) {
+        let code = match status.code() {
+            _ if status::is_rate_limited(status) => "rate_limited",
+            _ if status::is_quota_exceeded(status) => "quota_exceeded",
             tonic::Code::InvalidArgument => "invalid_argument",
+            tonic::Code::AlreadyExists => "already_exists",
             tonic::Code::ResourceExhausted => "resource_exhausted",
             tonic::Code::Unavailable => "unavailable",
             tonic::Code::DeadlineExceeded => "deadline_exceeded",
             _ => "other",
         };
         self.posts_refused.get_or_create(&[("code", code)]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use herald_runtime::metrics::Shared;
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn mistakes_of_callers_have_labels_of_their_own() {
+        let shared = Shared::new();
+        let metrics = shared.register(Metrics::new);
+        for code in [
+            Code::InvalidArgument,
+            Code::AlreadyExists,
+            Code::ResourceExhausted,
+            Code::Internal,
+        ] {
+            metrics.count_refused(&Status::new(code, "refused"));
+        }
+        metrics.count_refused(&status::rate_limited(
+            "author_id",
+            "too often",
+            Duration::from_secs(1),
+        ));
+        metrics.count_refused(&status::quota_exceeded("author_id", "too many", None));
+        let text = shared.open_metrics();
+        for code in [
+            "invalid_argument",
+            "already_exists",
+            "resource_exhausted",
+            "rate_limited",
+            "quota_exceeded",
+            "other",
+        ] {
+            let line = format!("herald_gateway_posts_refused_total{{code=\"{code}\"}} 1\n");
+            assert!(text.contains(&line), "{line}{text}");
+        }
     }
 }

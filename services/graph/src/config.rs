@@ -11,6 +11,10 @@ pub struct Config {
     pub export_page_followers: usize,
     /// Whether a new follow delivers the author's newest posts to the follower's timeline.
     pub backfill: bool,
+    /// Authors that a user may follow, as far as this process knows of the follows that others add: a soft quota; at
+    /// most 100,000. 0: no quota. A new follow beyond it gets RESOURCE_EXHAUSTED, `QUOTA_EXCEEDED`; follows that exist
+    /// stay.
+    pub following_max: usize,
 }
 
 impl Default for Config {
@@ -18,6 +22,7 @@ impl Default for Config {
         Self {
             export_page_followers: 4_096,
             backfill: true,
+            following_max: 0,
         }
     }
 }
@@ -27,6 +32,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("graph", self, {
             export_page_followers: 64..=65_536,
+            following_max: 0..=100_000,
         });
         Ok(())
     }

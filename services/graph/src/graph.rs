@@ -1,7 +1,7 @@
 //! Operations shared by the calls of GraphService: lookup of users, changes of follows, backfills.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     Config, Metrics,
     adapters::{BackfillError, Backfills},
     pace::Pace,
+    quota::{self, FollowQuota, Reserved},
 };
 
 /// Implements GraphService on the store.
@@ -25,16 +26,50 @@ pub(crate) struct Graph {
     pub(crate) backfills: Backfills,
     pub(crate) metrics: Metrics,
     pub(crate) pace: Pace,
+    pub(crate) quota: FollowQuota,
 }
 
 impl Graph {
-    /// Applies validated changes; returns the effect of each.
-    pub(crate) async fn apply(&self, changes: &[FollowChange]) -> Result<Vec<FollowEffect>, Status> {
+    /// Applies validated changes within the quotas of their followers; returns the effect of each.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED, `QUOTA_EXCEEDED`, for a new follow without room; then no change is applied. `field` names
+    /// the field of a change by its index.
+    pub(crate) async fn apply(
+        &self,
+        changes: &[FollowChange],
+        field: impl Fn(usize) -> String,
+    ) -> Result<Vec<FollowEffect>, Status> {
+        let (reserved, refused) = self.reserve(changes).await?;
+        if let Some(first) = refused.first() {
+            return Err(quota::exceeded(&field(*first)));
+        }
+        self.apply_reserved(changes, reserved).await
+    }
+
+    /// Takes places in the quotas of the followers, and returns the indices of the changes that have none.
+    pub(crate) async fn reserve(
+        &self,
+        changes: &[FollowChange],
+    ) -> Result<(Reserved, BTreeSet<usize>), Status> {
+        let places = self.quota.reserve(changes).await;
+        let (reserved, refused) = places.map_err(|e| status::from_store(&e))?;
+        self.metrics.follows_refused.inc_by(refused.len() as u64);
+        Ok((reserved, refused))
+    }
+
+    /// Applies changes that have places.
+    pub(crate) async fn apply_reserved(
+        &self,
+        changes: &[FollowChange],
+        reserved: Reserved,
+    ) -> Result<Vec<FollowEffect>, Status> {
         let effects = self
             .follows
             .apply(changes)
             .await
             .map_err(|e| status::from_store(&e))?;
+        self.quota.applied(changes, &effects, reserved);
         self.metrics
             .follow_changes
             .inc_by(effects.iter().filter(|effect| effect.changed).count() as u64);

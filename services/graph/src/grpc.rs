@@ -85,13 +85,16 @@ impl GraphService for Graph {
             return Err(status::internal(&error));
         };
         let effects = self
-            .apply(&[FollowChange {
-                follower,
-                author,
-                action: FollowAction::Follow {
-                    notify: follow.notify,
-                },
-            }])
+            .apply(
+                &[FollowChange {
+                    follower,
+                    author,
+                    action: FollowAction::Follow {
+                        notify: follow.notify,
+                    },
+                }],
+                |_| "follow.follower_id".into(),
+            )
             .await?;
         herald_failpoints::point!("graph.followed");
         self.request_backfills([(author, follower)]).await?;
@@ -152,11 +155,14 @@ impl GraphService for Graph {
             return Ok(Response::new(v1::UnfollowResponse { changed: false }));
         };
         let effects = self
-            .apply(&[FollowChange {
-                follower,
-                author,
-                action: FollowAction::Unfollow,
-            }])
+            .apply(
+                &[FollowChange {
+                    follower,
+                    author,
+                    action: FollowAction::Unfollow,
+                }],
+                |_| "follower_id".into(),
+            )
             .await?;
         Ok(Response::new(v1::UnfollowResponse {
             changed: effects.iter().any(|effect| effect.changed),

@@ -12,6 +12,7 @@ mod graph;
 mod grpc;
 mod metrics;
 mod pace;
+mod quota;
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::{adapters::Backfills, graph::Graph, pace::Pace};
+use crate::{adapters::Backfills, graph::Graph, pace::Pace, quota::FollowQuota};
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -65,6 +66,7 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         metrics,
     } = deps;
     let graph = Graph {
+        quota: FollowQuota::new(config.following_max, follows.clone()),
         config,
         users,
         follows,
@@ -74,15 +76,24 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     };
     let routes =
         Routes::new(GraphServiceServer::new(graph.clone())).add_service(FollowerServiceServer::new(graph));
-    grpc_server::serve(listener, routes, &[GRAPH_SERVICE, FOLLOWER_SERVICE], shutdown)
-        .await
-        .map_err(Error::Serve)
+    grpc_server::serve(
+        "graph",
+        listener,
+        routes,
+        &[GRAPH_SERVICE, FOLLOWER_SERVICE],
+        shutdown,
+    )
+    .await
+    .map_err(Error::Serve)
 }
 
 #[cfg(test)]
 mod tests {
     use herald_local_nats::Server;
-    use herald_proto::mesh_v1::{ExportFollowersRequest, follower_service_client::FollowerServiceClient};
+    use herald_proto::{
+        mesh_v1::{ExportFollowersRequest, follower_service_client::FollowerServiceClient},
+        v1::{self, graph_service_client::GraphServiceClient},
+    };
     use herald_runtime::metrics::Shared;
     use herald_store::embedded::{self, Embedded};
     use tempfile::TempDir;
@@ -147,5 +158,84 @@ mod tests {
         };
         let ended = run(config, deps, CancellationToken::new()).await;
         assert!(matches!(ended, Err(Error::Config(_))), "{ended:?}");
+    }
+
+    fn assert_refused(status: &tonic::Status, subject: &str) {
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted, "{status:?}");
+        assert_eq!(status.get_details_error_info().unwrap().reason, "QUOTA_EXCEEDED");
+        let quota = status.get_details_quota_failure().unwrap();
+        assert_eq!(quota.violations[0].subject, subject);
+        assert!(status.get_details_retry_info().is_none());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_call_that_follows_counts_against_the_quota() {
+        let data = tempfile::tempdir().unwrap();
+        let server = Server::start(herald_local_nats::Config::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let deps = deps(&data, &server, listener).await;
+        let metrics = deps.metrics.clone();
+        let config = Config {
+            following_max: 3,
+            backfill: false,
+            ..Config::default()
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(config, deps, stop.clone()));
+        let mut client = GraphServiceClient::connect(url).await.unwrap();
+        let follow = |author: &str| v1::Follow {
+            follower_id: "ann".into(),
+            author_id: author.into(),
+            notify: None,
+        };
+        let one = |author: &str| v1::FollowRequest {
+            follow: Some(follow(author)),
+        };
+        client.follow(one("a")).await.unwrap();
+        let batch = |authors: &[&str]| v1::BatchFollowRequest {
+            follows: authors.iter().map(|author| follow(author)).collect(),
+        };
+        // All of a batch, or nothing.
+        let refused = client
+            .batch_follow(batch(&["a", "b", "c", "d"]))
+            .await
+            .unwrap_err();
+        assert_refused(&refused, "follows[3].follower_id");
+        let applied = client
+            .batch_follow(batch(&["a", "b"]))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!((applied.changed_count, applied.unchanged_count), (1, 1));
+        let import = v1::ImportFollowsRequest {
+            follows: ["b", "c", "d", "ann", "a", "e"].map(follow).into(),
+        };
+        let imported = client.import_follows(futures::stream::iter([import])).await;
+        let imported = imported.unwrap().into_inner();
+        assert_eq!(
+            (
+                imported.imported_count,
+                imported.unchanged_count,
+                imported.failed_count
+            ),
+            (1, 2, 3),
+            "{imported:?}"
+        );
+        let mut failed: Vec<_> = imported.failures.iter().map(|failure| failure.index).collect();
+        failed.sort_unstable();
+        assert_eq!(failed, [2, 3, 5]);
+        assert_refused(&client.follow(one("f")).await.unwrap_err(), "follow.follower_id");
+        client.follow(one("a")).await.unwrap();
+        let unfollow = v1::UnfollowRequest {
+            follower_id: "ann".into(),
+            author_id: "a".into(),
+        };
+        client.unfollow(unfollow).await.unwrap();
+        client.follow(one("f")).await.unwrap();
+        assert_eq!(metrics.follows_refused.get(), 4);
+        drop(client);
+        stop.cancel();
+        running.await.unwrap().unwrap();
     }
 }

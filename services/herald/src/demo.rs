@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use herald_cli::{
+    caller::{Caller, CallerTls, Credential},
     client::Client,
     failure::{Failure, Kind},
     output::{Output, count},
@@ -48,11 +49,21 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 /// prints each push, and removes the device at the end.
 pub(crate) async fn run(
     server: String,
+    credential: Credential,
+    tls: CallerTls,
     output: Output,
     pushes: bool,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
-    let client = Client::connect(&server, DEADLINE).await?;
+    let client = Client::connect(
+        &server,
+        Caller {
+            deadline: DEADLINE,
+            credential,
+            tls,
+        },
+    )
+    .await?;
     if !pushes {
         return shutdown
             .run_until_cancelled(import_and_post(&client, output))

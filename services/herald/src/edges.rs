@@ -139,6 +139,15 @@ impl Lines {
         self.follow_count += follows_per_line;
     }
 
+    /// The number of lines up to this line number.
+    pub(crate) fn count_to(&self, last: u64) -> u64 {
+        let counts = self.runs.iter().map(|run| {
+            let until = (last + 1).clamp(run.first_line, run.first_line + run.line_count);
+            until - run.first_line
+        });
+        counts.sum()
+    }
+
     /// The line number of the follow with this index, from 0; `None` past the end.
     pub(crate) fn line_of(&self, follow: u64) -> Option<u64> {
         let later = self.runs.partition_point(|run| run.first_follow <= follow);
@@ -242,6 +251,8 @@ impl<R: BufRead> Reader<R> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str, mutual: bool, size: usize) -> Vec<Batch> {
@@ -394,5 +405,41 @@ mod tests {
         }
         assert!(Notify::parse("1").unwrap().includes("a", "b"));
         assert!(!Notify::parse("0").unwrap().includes("a", "b"));
+    }
+
+    proptest! {
+        /// Every line of any file is a follow, an invalid line, or none of both, and no line is read twice or lost.
+        #[test]
+        fn any_file_is_read_to_its_end(
+            file in herald_fuzz::near(Just(b"follower,author\na,b\n\"c\" d\n# e\nf\n\xff\xfe g\n".to_vec())),
+            size in 1_usize..5,
+            mutual: bool,
+        ) {
+            let mut reader = Reader::new(&file[..], Options { mutual, notify: Some(Notify::Share(0.5)) });
+            let (mut bytes, mut lines) = (0, 0);
+            while let Some(batch) = reader.next_batch(size).unwrap() {
+                prop_assert!(batch.line_count > 0);
+                prop_assert_eq!(batch.lines.line_of(batch.follows.len() as u64), None);
+                for follow in 0..batch.follows.len() as u64 {
+                    let line = batch.lines.line_of(follow).unwrap();
+                    prop_assert!((lines + 1..=lines + batch.line_count).contains(&line));
+                }
+                bytes += batch.bytes;
+                lines += batch.line_count;
+            }
+            prop_assert_eq!(bytes, file.len() as u64);
+            prop_assert_eq!(lines, file.split_inclusive(|byte| *byte == b'\n').count() as u64);
+        }
+
+        /// A line without an end takes no more memory than the longest line.
+        #[test]
+        fn a_line_that_is_too_long_is_skipped(length in LINE_BYTES_MAX..4 * LINE_BYTES_MAX) {
+            let mut file = vec![b'a'; length as usize];
+            file.extend(b"\na b\n");
+            let mut reader = Reader::new(&file[..], Options { mutual: false, notify: None });
+            let batch = reader.next_batch(10).unwrap().unwrap();
+            prop_assert_eq!((batch.bad_lines.len(), batch.follows.len()), (1, 1));
+            prop_assert!(reader.buffer.capacity() as u64 <= 2 * LINE_BYTES_MAX);
+        }
     }
 }

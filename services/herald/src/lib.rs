@@ -7,13 +7,16 @@ mod backoff;
 mod cli;
 mod commands;
 mod demo;
+mod doctor;
 mod edges;
 mod entry;
 mod parse_error;
 mod pushes;
 mod server;
 mod settings;
+mod sources;
 mod stop;
+mod top;
 
 use std::process::ExitCode;
 
@@ -61,7 +64,7 @@ async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     // The root span; the servers continue its trace.
     let span = tracing::info_span!("command", otel.name = command.trace_name(), otel.kind = "client");
     let outcome = match Box::pin(command.run(context)).instrument(span).await {
-        Err(failure) => Err(wrong_port::explain(failure, &context.global.server).await),
+        Err(failure) => Err(wrong_port::explain(failure, &context.called(), &context.tls_files()).await),
         done => done,
     };
     if let Some(telemetry) = telemetry {

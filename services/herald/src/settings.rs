@@ -33,10 +33,22 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "ADDRESS")]
     grpc: Option<SocketAddr>,
 
+    /// The listen address of operators' calls (dead letters, audits, lag), IP:PORT; of processes with the gateway; port
+    /// 0 picks a free port [default: 127.0.0.1:7702]
+    #[arg(long, value_name = "ADDRESS")]
+    operator_grpc: Option<SocketAddr>,
+
     /// The listen address of /healthz, /readyz and /metrics, IP:PORT; port 0 picks a free port [default:
     /// 127.0.0.1:7701]
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
+
+    /// Accept that other machines can call the gRPC ports without credentials, if these don't listen on loopback
+    ///
+    /// For networks whose machines are all trusted, or whose firewall lets nobody else in. Without it such a start is
+    /// refused.
+    #[arg(long)]
+    insecure_no_auth: bool,
 
     /// The port of the nats-server that `up` starts; 0 picks a free port [default: 4222]
     #[arg(long, value_name = "PORT", conflicts_with = "nats_url")]
@@ -143,7 +155,9 @@ impl Settings {
         Ok(Flags::new()
             .set("data_dir", self.data_dir.as_ref())
             .set("grpc", self.grpc)
+            .set("operator_grpc", self.operator_grpc)
             .set("http", self.http)
+            .set("insecure_no_auth", self.insecure_no_auth.then_some(true))
             .set("nats.port", self.nats_port)
             .set("nats.url", self.nats_url.as_ref())
             .set("store.url", self.store.as_ref())

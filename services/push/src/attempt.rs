@@ -11,11 +11,11 @@ use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at},
 };
-use tracing::error;
+use tracing::{Instrument as _, error};
 
 use crate::{
     Metrics,
-    adapters::{Dispatcher, Push, Turn},
+    adapters::{Dispatcher, Push, RequestSpans, Turn},
     claim::Claim,
     device_health::update_device,
     domain::{self, Decision, Progress, Reason, Recipient, Sent, Verdict},
@@ -82,6 +82,7 @@ impl PushHandler {
                     // Without the delay queue, each wait outside would spend an attempt of the message.
                     host_wait: delivery.can_wait().await.then(|| self.config.host_wait()),
                     busy_share: chunk.id.0 as f64 / u64::MAX as f64,
+                    requests: RequestSpans::new(u64::from(chunk.generation) + delivery.attempt),
                 };
                 let sends = Sends {
                     push: Arc::new(push),
@@ -184,7 +185,7 @@ impl PushHandler {
             }
             while outcome.is_ok() && running.len() < self.config.sends_per_chunk_max {
                 let Some(job) = jobs.pop_front() else { break };
-                running.spawn(run_job(
+                let sending = run_job(
                     self.dispatcher.clone(),
                     self.devices.clone(),
                     self.metrics.clone(),
@@ -192,7 +193,9 @@ impl PushHandler {
                     push.clone(),
                     turn.clone(),
                     job,
-                ));
+                );
+                // What it logs and observes names the trace of the chunk.
+                running.spawn(sending.in_current_span());
             }
             let (mut due, mut extend) = (false, false);
             tokio::select! {

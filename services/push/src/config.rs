@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{adapters::vapid_subject, domain::Backoff};
 
+/// Chunks of a lane that only wait for slow devices, for each of `chunks_in_flight_max`.
+const SLOW_CHUNKS_FACTOR: usize = 8;
+
 /// The configuration of the push service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -116,6 +119,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Chunks of a lane that only wait for slow devices. They hold no place of another chunk.
+    pub(crate) const fn slow_chunks_max(&self) -> usize {
+        self.chunks_in_flight_max * SLOW_CHUNKS_FACTOR
+    }
+
+    /// Chunks of a lane that a process holds at most: those in flight, and those that only wait for slow devices.
+    pub const fn chunks_held_max(&self) -> usize {
+        self.chunks_in_flight_max + self.slow_chunks_max()
+    }
+
     /// Checks the settings; the error names the first invalid one.
     pub fn validate(&self) -> Result<(), String> {
         herald_runtime::bounds!("push", self, {

@@ -14,7 +14,7 @@ use herald_model::{DeviceId, time::Timestamp};
 use herald_store::{DeviceFailure, PendingRecipient, PushFailure, SuppressedReason};
 
 pub(crate) use backoff::{Backoff, busy_delay};
-pub(crate) use breaker::Breaker;
+pub(crate) use breaker::{Breaker, BreakerCounts};
 pub(crate) use counts::Counts;
 pub(crate) use failures::FailureSummary;
 pub(crate) use health::{HealthChange, health_change};

@@ -51,6 +51,10 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 /// Bound of the lease of a claim, as a multiple of the configured one.
 const LEASE_FACTOR_MAX: u32 = 16;
 
+/// Maximum generation of a message. A chunk doesn't live long enough for so many copies, and the next generation must
+/// fit.
+const RETRY_GENERATION_MAX: u32 = u32::MAX / 2;
+
 /// A decoded chunk.
 #[derive(Debug)]
 pub(crate) struct Chunk {
@@ -101,6 +105,12 @@ impl Chunk {
         let message: mesh_v1::PushChunk = delivery.decode()?;
         let recipients = Recipients::decode(message.recipients.clone(), message.recipient_count)
             .map_err(|e| Disposition::term(format_args!("malformed recipients: {e}")))?;
+        if message.retry_generation > RETRY_GENERATION_MAX {
+            return Err(Disposition::term(format_args!(
+                "malformed retry generation {}: at most {RETRY_GENERATION_MAX} copies of a chunk are made",
+                message.retry_generation
+            )));
+        }
         let id = ChunkId(message.chunk_id);
         // The id is the key of the chunk in the ledger: a wrong id would settle the deliveries of another chunk.
         if recipients.chunk_id() != id {
@@ -130,12 +140,12 @@ impl PushHandler {
         name = "push send",
         skip_all,
         fields(
+            herald.role = "push",
             post_id = chunk.post.0,
             chunk_id = %chunk.id,
             recipients = chunk.recipients.len(),
             generation = chunk.generation,
             failed_hosts = field::Empty,
-            failed_devices = field::Empty,
             failure_reasons = field::Empty
         )
     )]
@@ -151,6 +161,7 @@ impl PushHandler {
                 done => return done,
             };
             if matches!(error, AttemptError::ClaimEnded) {
+                self.metrics.count_claim("lost");
                 own_lease = (2 * own_lease).min(LEASE_FACTOR_MAX * lease);
             }
             let pause = if error.is_claimed() {
@@ -316,7 +327,6 @@ fn log_failures(chunk: &Chunk, progress: &Progress) {
     let (hosts, devices, reasons) = (failures.hosts(), failures.devices(), failures.reasons());
     tracing::Span::current()
         .record("failed_hosts", &hosts)
-        .record("failed_devices", &devices)
         .record("failure_reasons", &reasons);
     warn!(
         post_id = chunk.post.0,
@@ -329,4 +339,70 @@ fn log_failures(chunk: &Chunk, progress: &Progress) {
         reasons,
         "pushes to some devices failed"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_proto::mesh_v1::PushChunk;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chunks() -> impl Strategy<Value = PushChunk> {
+        let recipients = prop::collection::btree_set(any::<u32>(), 0..50);
+        let times = (herald_fuzz::micros(), herald_fuzz::micros());
+        (recipients, times, herald_fuzz::u64s(), herald_fuzz::u32s()).prop_map(
+            |(recipients, (accepted, expires), post, generation)| PushChunk {
+                retry_generation: generation,
+                ..PushChunk::new(
+                    PostId(post),
+                    UserKey(generation),
+                    Timestamp(accepted),
+                    Timestamp(expires),
+                    &Recipients::from_sorted(recipients.into_iter().map(UserKey)),
+                )
+            },
+        )
+    }
+
+    fn decode(payload: Vec<u8>) -> Result<Chunk, Disposition> {
+        Chunk::decode(&Delivery::without_consumer(
+            Subject::PushDeliver(Lane::High),
+            1,
+            payload,
+        ))
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_near_a_chunk_are_a_valid_chunk_or_terminated(
+            payload in herald_fuzz::near(chunks().prop_map(|chunk| chunk.encode_to_vec())),
+            now in herald_fuzz::micros(),
+        ) {
+            match decode(payload) {
+                Err(disposition) => {
+                    let is_terminated = matches!(disposition, Disposition::Term { .. });
+                    prop_assert!(is_terminated);
+                }
+                Ok(chunk) => {
+                    prop_assert_eq!(chunk.recipients.chunk_id(), chunk.id);
+                    let mut progress = Progress::resume(&chunk.recipients, None, chunk.generation, chunk.expires_at);
+                    let wake = progress.next_wake(Timestamp(now));
+                    prop_assert_eq!(wake.is_none(), chunk.recipients.is_empty());
+                    prop_assert!(wake.is_none_or(|wake| wake.generation > chunk.generation));
+                }
+            }
+        }
+
+        #[test]
+        fn a_chunk_is_decoded_as_it_was_made(chunk in chunks()) {
+            let decoded = decode(chunk.encode_to_vec());
+            if chunk.retry_generation > RETRY_GENERATION_MAX {
+                let is_terminated = matches!(decoded, Err(Disposition::Term { .. }));
+                prop_assert!(is_terminated);
+            } else {
+                prop_assert_eq!(decoded.unwrap().message, chunk);
+            }
+        }
+    }
 }

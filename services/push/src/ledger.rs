@@ -32,7 +32,18 @@ impl PushHandler {
         let claimed = self
             .ledger
             .claim(chunk.post, Channel::Push, chunk.id, progress.revision(), lease);
-        progress.mark_claimed(claimed.await?);
+        match claimed.await.map_err(AttemptError::from) {
+            Ok(revision) => {
+                self.metrics.count_claim("granted");
+                progress.mark_claimed(revision);
+            }
+            Err(error) => {
+                if error.is_claimed() {
+                    self.metrics.count_claim("refused");
+                }
+                return Err(error);
+            }
+        }
         Ok(Arc::new(Claim::new(lease, from)))
     }
 

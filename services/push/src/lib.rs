@@ -38,7 +38,7 @@ mod handler;
 mod ledger;
 mod metrics;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Requeuer, Topology, Workers, consumers};
@@ -46,7 +46,7 @@ use herald_model::Lane;
 use herald_posts::PostReader;
 use herald_runtime::wait::Waiting;
 use herald_store::{Devices, Ledger, Posts, Preferences, Users};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 pub use adapters::{Vapid, public_key};
@@ -56,9 +56,8 @@ pub use metrics::Metrics;
 
 use crate::{adapters::Dispatcher, chunk_lock::ChunkLocks, handler::PushHandler};
 
-/// Chunks of a lane that only wait for slow devices, for each of `chunks_in_flight_max`. They hold no place of another
-/// chunk.
-const SLOW_CHUNKS_FACTOR: usize = 8;
+/// Interval at which the circuit breakers are shown in the metrics.
+const BREAKERS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -113,12 +112,17 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         preferences,
         ledger,
         chunk_locks: ChunkLocks::default(),
-        slow_chunks: Lane::ALL.map(|_| Semaphore::new(SLOW_CHUNKS_FACTOR * config.chunks_in_flight_max)),
+        slow_chunks: Lane::ALL.map(|_| Semaphore::new(config.slow_chunks_max())),
         waiting: Waiting::new("pushes", metrics.waiting.clone()),
         metrics,
         config: config.clone(),
         stop: shutdown.child_token(),
     });
+    tokio::spawn(
+        shutdown
+            .clone()
+            .run_until_cancelled_owned(show_breakers(handler.dispatcher.clone())),
+    );
     let requeuer = Arc::new(Requeuer::new(mesh.clone()));
     let mut workers = Workers::new(mesh, topology, &shutdown);
     for lane in lanes {
@@ -142,4 +146,14 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         options,
     )?;
     Ok(workers.join().await?)
+}
+
+/// Shows the circuit breakers in the metrics again and again: an opening ends by the clock alone.
+async fn show_breakers(dispatcher: Arc<Dispatcher>) {
+    let mut ticks = tokio::time::interval(BREAKERS_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        dispatcher.show_breakers();
+    }
 }

@@ -1,9 +1,14 @@
 //! All metrics of this service.
 
 use herald_model::{DeliveryState, DisabledReason, Lane};
-use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds_family};
+use herald_runtime::{
+    metrics::{
+        Counter, Family, Gauge, Histogram, Registry, TracedHistogram, seconds_family, traced_seconds_family,
+    },
+    trace::sampled_trace_id,
+};
 
-use crate::domain::{Counts, Provider, Verdict};
+use crate::domain::{BreakerCounts, Counts, Provider, Reason, Verdict};
 
 type Label = (&'static str, &'static str);
 type Histograms = Family<[Label; 1], Histogram, fn() -> Histogram>;
@@ -12,10 +17,13 @@ type Histograms = Family<[Label; 1], Histogram, fn() -> Histogram>;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     sends: Family<[Label; 2], Counter>,
+    retries: Family<[Label; 2], Counter>,
+    claims: Family<[Label; 1], Counter>,
+    breakers: Family<[Label; 1], Gauge>,
     send_seconds: Histograms,
     sends_in_flight: Gauge,
     recipients: Family<[Label; 2], Counter>,
-    accept_to_push_seconds: Histograms,
+    accept_to_push_seconds: Family<[Label; 1], TracedHistogram, fn() -> TracedHistogram>,
     chunks: Family<[Label; 2], Counter>,
     devices_disabled: Family<[Label; 1], Counter>,
     devices_removed: Counter,
@@ -28,16 +36,38 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             sends: Family::default(),
+            retries: Family::default(),
+            claims: Family::default(),
+            breakers: Family::default(),
             send_seconds: seconds_family(),
             sends_in_flight: Gauge::default(),
             recipients: Family::default(),
-            accept_to_push_seconds: seconds_family(),
+            accept_to_push_seconds: traced_seconds_family(),
             chunks: Family::default(),
             devices_disabled: Family::default(),
             devices_removed: Counter::default(),
             waiting: Gauge::default(),
         };
-        registry.register("push_sends", "Sends to devices, by result", metrics.sends.clone());
+        registry.register(
+            "push_sends",
+            "Sends to devices, by provider and result",
+            metrics.sends.clone(),
+        );
+        registry.register(
+            "push_retries",
+            "Sends to devices that are tried again later, by provider and reason",
+            metrics.retries.clone(),
+        );
+        registry.register(
+            "push_claims",
+            "Claims of chunks, by result",
+            metrics.claims.clone(),
+        );
+        registry.register(
+            "push_breakers",
+            "Hosts whose circuit breaker is not closed, by its state",
+            metrics.breakers.clone(),
+        );
         registry.register(
             "push_send_seconds",
             "Duration of one request",
@@ -86,6 +116,24 @@ impl Metrics {
         self.sends
             .get_or_create(&[("provider", provider.as_str()), ("result", verdict.as_str())])
             .inc();
+        if let Verdict::Retry { reason, .. } = verdict {
+            self.retries
+                .get_or_create(&[("provider", provider.as_str()), ("reason", label(reason))])
+                .inc();
+        }
+    }
+
+    /// Counts a claim of a chunk, or its end before its pushes were sent: `granted`, `refused` or `lost`.
+    pub(crate) fn count_claim(&self, result: &'static str) {
+        self.claims.get_or_create(&[("result", result)]).inc();
+    }
+
+    /// Shows how many breakers are not closed.
+    pub(crate) fn show_breakers(&self, counts: BreakerCounts) {
+        for (state, count) in [("open", counts.open), ("half_open", counts.half_open)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.breakers.get_or_create(&[("state", state)]).set(count);
+        }
     }
 
     /// Starts the timer of a request; dropping the timer ends it.
@@ -106,7 +154,7 @@ impl Metrics {
     pub(crate) fn observe_accepted(&self, lane: Lane, after: std::time::Duration) {
         self.accept_to_push_seconds
             .get_or_create(&[("lane", lane.as_str())])
-            .observe(after.as_secs_f64());
+            .observe(after, sampled_trace_id());
     }
 
     /// Counts settled recipients.
@@ -136,11 +184,24 @@ impl Metrics {
         self.devices_removed.inc();
     }
 
-    /// Counts an attempt at a chunk by its end: `done`, `retried` or `terminated`.
-    pub(crate) fn count_chunk(&self, lane: Lane, end: &'static str) {
+    /// Counts an attempt at a chunk by its result: `done`, `retried`, `waiting` or `terminated`.
+    pub(crate) fn count_chunk(&self, lane: Lane, result: &'static str) {
         self.chunks
-            .get_or_create(&[("lane", lane.as_str()), ("end", end)])
+            .get_or_create(&[("lane", lane.as_str()), ("result", result)])
             .inc();
+    }
+}
+
+/// A reason to try again, as a label.
+const fn label(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Timeout => "timeout",
+        Reason::Connection => "connection",
+        Reason::Breaker => "breaker",
+        Reason::Busy => "busy",
+        Reason::Status(429) => "too_many_requests",
+        Reason::Status(500..) => "server_error",
+        _ => "other",
     }
 }
 

@@ -4,4 +4,4 @@ mod broker;
 mod deliveries;
 
 pub(crate) use broker::Broker;
-pub(crate) use deliveries::Assumptions;
+pub use deliveries::{Assumptions, Known};

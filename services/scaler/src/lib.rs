@@ -33,12 +33,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+pub use adapters::{Assumptions, Known};
 pub use config::{Config, Rates};
 pub use error::Error;
 pub use metrics::Metrics;
 
 use crate::{
-    adapters::{Assumptions, Broker},
+    adapters::Broker,
     domain::{Limits, Monitor, Role, Scope, Snapshot},
     grpc::{Api, Read},
 };
@@ -128,9 +129,10 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
     let (readings, read) = watch::channel(None);
     let api = Api::new(config.clone(), read, shutdown.clone());
     let routes = Routes::new(ExternalScalerServer::new(api));
-    let routes = grpc_server::with_reflection(routes, SCALER_DESCRIPTORS).map_err(Error::Serve)?;
+    let routes =
+        grpc_server::with_reflection(routes, SCALER_DESCRIPTORS, &[SERVICE_NAME]).map_err(Error::Serve)?;
     let reading = read_until(shutdown.clone(), config, broker, monitor, metrics, readings);
-    let serving = grpc_server::serve(listener, routes, &[SERVICE_NAME], shutdown);
+    let serving = grpc_server::serve("scaler", listener, routes, &[SERVICE_NAME], shutdown);
     let ((), served) = tokio::join!(reading, serving);
     served.map_err(Error::Serve)
 }

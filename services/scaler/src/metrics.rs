@@ -1,13 +1,11 @@
 //! All metrics of this service.
 
-use std::sync::atomic::AtomicU64;
-
-use herald_runtime::metrics::{Counter, Family, Gauge, Registry};
+use herald_runtime::metrics::{Counter, Family, FloatGauge, Registry};
 
 use crate::domain::{Scope, Snapshot, State};
 
 type Labels = [(&'static str, &'static str); 2];
-type Values = Family<Labels, Gauge<f64, AtomicU64>>;
+type Values = Family<Labels, FloatGauge>;
 
 /// The scaler's metrics. A role and lane whose consumers can't be read has no values: an old one, or 0, would be taken for
 /// the work.
@@ -38,12 +36,12 @@ impl Metrics {
             metrics.pending.clone(),
         );
         registry.register(
-            "scaler_arrival_rate",
+            "scaler_arrivals_per_second",
             "Deliveries that arrive in a second, over the last minute",
             metrics.arrival_rate.clone(),
         );
         registry.register(
-            "scaler_process_rate",
+            "scaler_process_deliveries_per_second",
             "Deliveries that one process does in a second, measured or assumed",
             metrics.process_rate.clone(),
         );

@@ -11,6 +11,7 @@ use herald_proto::mesh_v1::{Backfill, SettledChunk, TimelineChunk};
 use herald_runtime::wait::Waiting;
 use herald_store::{Delivered, ExpectedRevision, Ledger, Outcome, Settlement, Timelines};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, info_span};
 
 use crate::{
     Metrics,
@@ -73,6 +74,23 @@ fn decode_recipients(bytes: Bytes, count: u32) -> Result<Recipients, Disposition
         .map_err(|error| Disposition::term(format_args!("malformed recipients: {error}")))
 }
 
+/// Decodes a chunk. The error is the disposition of a malformed message.
+fn decode_chunk(delivery: &Delivery) -> Result<(TimelineChunk, Recipients), Disposition> {
+    let chunk: TimelineChunk = delivery.decode()?;
+    let recipients = decode_recipients(chunk.recipients.clone(), chunk.recipient_count)?;
+    if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
+        return Err(Disposition::term("the chunk id does not match the recipients"));
+    }
+    Ok((chunk, recipients))
+}
+
+/// Decodes a backfill. The error is the disposition of a malformed message.
+fn decode_backfill(delivery: &Delivery) -> Result<(Backfill, Recipients), Disposition> {
+    let request: Backfill = delivery.decode()?;
+    let recipients = decode_recipients(request.recipients.clone(), request.recipient_count)?;
+    Ok((request, recipients))
+}
+
 impl TimelineHandler {
     async fn handle_once(&self, delivery: &Delivery) -> Result<(), Failure> {
         match delivery.subject {
@@ -85,8 +103,7 @@ impl TimelineHandler {
     }
 
     async fn backfill(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let request: Backfill = delivery.decode()?;
-        let recipients = decode_recipients(request.recipients.clone(), request.recipient_count)?;
+        let (request, recipients) = decode_backfill(delivery)?;
         let bisect = self.should_bisect(delivery);
         self.backfiller
             .backfill(delivery, &request, &recipients, bisect)
@@ -96,15 +113,17 @@ impl TimelineHandler {
     /// Writes the post to all timelines, then records and publishes the outcome. Recipients that cause a permanent
     /// error are recorded as dead. Every step is idempotent.
     async fn deliver(&self, delivery: &Delivery) -> Result<(), Failure> {
-        let chunk: TimelineChunk = delivery.decode()?;
-        let recipients = decode_recipients(chunk.recipients.clone(), chunk.recipient_count)?;
-        if recipients.chunk_id() != ChunkId(chunk.chunk_id) {
-            return Err(Disposition::term("the chunk id does not match the recipients").into());
-        }
+        let (chunk, recipients) = decode_chunk(delivery)?;
         let count = recipients.len();
         let isolated = isolate(count as usize, self.should_bisect(delivery), |part| {
             self.deliver_part(&chunk, recipients.part(part))
         })
+        .instrument(info_span!(
+            "timeline write",
+            herald.role = "timeline",
+            post_id = chunk.post_id,
+            recipients = count
+        ))
         .await;
         // The oldest count of losses covers all parts.
         let losses = isolated.done.iter().map(|(_, part)| part.losses).min();
@@ -212,7 +231,7 @@ impl TimelineHandler {
             let dead = outcome.counts().dead;
             self.record(chunk, base, outcome, at).await?;
             if let (Some((_, reason)), 1..) = (failed.first(), dead) {
-                self.metrics.isolated.inc_by(dead.into());
+                self.metrics.dead.inc_by(dead.into());
                 return Err(Disposition::term(isolated_reason(reason, dead, recipients.len())).into());
             }
         }
@@ -252,5 +271,64 @@ impl TimelineHandler {
             revision,
         };
         self.reporter.report(settled).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use herald_model::{Lane, UserKey};
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+
+    fn recipients() -> impl Strategy<Value = Recipients> {
+        prop::collection::btree_set(any::<u32>(), 0..50)
+            .prop_map(|keys| Recipients::from_sorted(keys.into_iter().map(UserKey)))
+    }
+
+    fn chunks() -> impl Strategy<Value = TimelineChunk> {
+        (recipients(), herald_fuzz::u64s(), herald_fuzz::micros()).prop_map(|(recipients, post, at)| {
+            TimelineChunk::new(PostId(post), UserKey(1), Timestamp(at), &recipients)
+        })
+    }
+
+    fn backfills() -> impl Strategy<Value = Backfill> {
+        (recipients(), herald_fuzz::u64s()).prop_map(|(recipients, posts_sequence)| Backfill {
+            author_key: 1,
+            recipients: recipients.as_bytes().clone(),
+            recipient_count: recipients.len(),
+            posts_sequence,
+        })
+    }
+
+    fn is_consistent<T>(decoded: Result<(T, Recipients), Disposition>, claimed: impl Fn(&T) -> u32) -> bool {
+        match decoded {
+            Ok((message, recipients)) => {
+                claimed(&message) == recipients.len()
+                    && recipients.iter().count() == recipients.len() as usize
+            }
+            Err(disposition) => matches!(disposition, Disposition::Term { .. }),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_near_a_chunk_are_a_chunk_or_terminated(
+            payload in herald_fuzz::near(chunks().prop_map(|chunk| chunk.encode_to_vec())),
+        ) {
+            let subject = Subject::TimelineDeliver(Lane::Low);
+            let decoded = decode_chunk(&Delivery::without_consumer(subject, 1, payload));
+            prop_assert!(is_consistent(decoded, |chunk| chunk.recipient_count));
+        }
+
+        #[test]
+        fn bytes_near_a_backfill_are_a_backfill_or_terminated(
+            payload in herald_fuzz::near(backfills().prop_map(|backfill| backfill.encode_to_vec())),
+        ) {
+            let subject = Subject::TimelineBackfill(Lane::Low);
+            let decoded = decode_backfill(&Delivery::without_consumer(subject, 1, payload));
+            prop_assert!(is_consistent(decoded, |backfill| backfill.recipient_count));
+        }
     }
 }

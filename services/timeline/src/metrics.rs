@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
+use herald_runtime::{
+    metrics::{Counter, Family, Gauge, Registry, TracedHistogram, traced_seconds},
+    trace::sampled_trace_id,
+};
 use herald_store::SuppressedReason;
 
 /// The timeline service's metrics.
@@ -11,13 +14,13 @@ pub struct Metrics {
     /// Deliveries that became readable, redeliveries included.
     pub deliveries: Counter,
     /// Recipients marked dead because of a permanent error.
-    pub isolated: Counter,
+    pub dead: Counter,
     /// Recipients whose timelines were not written on purpose, redeliveries included, by reason.
     suppressed: Family<[(&'static str, &'static str); 1], Counter>,
     /// Messages that wait in their handlers for the store.
     pub waiting: Gauge,
     /// Seconds from the acceptance of a post until it is readable, one observation per chunk.
-    pub accept_to_visible: Histogram,
+    accept_to_visible: TracedHistogram,
 }
 
 impl Metrics {
@@ -25,10 +28,10 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             deliveries: Counter::default(),
-            isolated: Counter::default(),
+            dead: Counter::default(),
             suppressed: Family::default(),
             waiting: Gauge::default(),
-            accept_to_visible: seconds(),
+            accept_to_visible: traced_seconds(),
         };
         registry.register(
             "timeline_deliveries",
@@ -36,9 +39,9 @@ impl Metrics {
             metrics.deliveries.clone(),
         );
         registry.register(
-            "timeline_isolated",
+            "timeline_dead",
             "Recipients marked dead because of a permanent error",
-            metrics.isolated.clone(),
+            metrics.dead.clone(),
         );
         registry.register(
             "timeline_suppressed",
@@ -71,6 +74,6 @@ impl Metrics {
 
     pub(crate) fn observe_visible(&self, after: Duration, recipients: u32) {
         self.deliveries.inc_by(recipients.into());
-        self.accept_to_visible.observe(after.as_secs_f64());
+        self.accept_to_visible.observe(after, sampled_trace_id());
     }
 }

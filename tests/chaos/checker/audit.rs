@@ -11,8 +11,8 @@ pub(super) async fn findings(world: &World) -> Vec<String> {
         "--all",
         "--rpc-timeout",
         "2m",
-        "--server",
-        &world.herald.url(),
+        "--operator-server",
+        &world.herald.gateway().operator_url,
     ];
     let done = harness::run(program, &arguments, &[]).await;
     if done.code == 0 {

@@ -161,7 +161,7 @@ fn request(selection: v1::DeadLetterSelection) -> v1::RedriveDeadLettersRequest 
 }
 
 fn client(world: &World) -> DeadLetterServiceClient<Channel> {
-    DeadLetterServiceClient::new(world.clients().channel)
+    DeadLetterServiceClient::new(world.clients().operators)
 }
 
 fn describe(dead_letter: &v1::DeadLetter) -> String {

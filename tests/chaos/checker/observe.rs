@@ -111,7 +111,7 @@ async fn read_once(world: &World, journal: &Journal) -> Result<Observed, Status>
 async fn read_moments(world: &World) -> Result<HashMap<u64, Moments>, Status> {
     let read = async {
         let config = herald_mesh::Config {
-            urls: world.nats.urls().split(',').map(Into::into).collect(),
+            urls: world.nats.cluster.urls().split(',').map(Into::into).collect(),
             ..herald_mesh::Config::default()
         };
         let mesh = Mesh::connect(&config).await?;
@@ -153,7 +153,7 @@ fn stored_at(message: &RawMessage) -> Timestamp {
 /// Counts deletions with the broker's API.
 async fn deletion_messages(world: &World) -> Result<u64, Status> {
     let counted = async {
-        let broker = jetstream::new(world.nats.client().await?);
+        let broker = jetstream::new(world.nats.cluster.client().await?);
         let stream = broker.get_stream("POSTS").await?;
         let mut subjects = stream.info_with_subjects("post.v1.deleted.*").await?;
         let mut count = 0;

@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use harness::until_some;
 use serde_json::Value;
 
-use crate::world::{World, server_name};
+use crate::world::World;
 
 const STREAM: &str = "POSTS";
 /// Time limit for the election of a leader, including its catch-up.
@@ -28,11 +28,11 @@ struct Replica {
 
 /// Differences between the replicas; empty if they agree.
 pub(super) async fn find_differences(world: &World) -> Vec<String> {
-    let size = world.nats.servers.len();
+    let size = world.nats.cluster.size();
     if size == 1 {
         return Vec::new();
     }
-    let client = world.nats.client().await.expect("a server answers");
+    let client = world.nats.cluster.client().await.expect("a server answers");
     let mut replicas = Vec::new();
     for server in 0..size {
         make_leader(world, &client, server).await;
@@ -43,7 +43,7 @@ pub(super) async fn find_differences(world: &World) -> Vec<String> {
         replicas
             .iter()
             .enumerate()
-            .map(|(server, replica)| format!("{} has {replica:?}", server_name(server)))
+            .map(|(server, replica)| format!("{} has {replica:?}", world.nats.cluster.name(server)))
             .collect()
     } else {
         world
@@ -55,12 +55,13 @@ pub(super) async fn find_differences(world: &World) -> Vec<String> {
 
 /// Makes a server the leader of [`STREAM`].
 async fn make_leader(world: &World, client: &Client, server: usize) {
-    let what = format!("{} leads {STREAM}", server_name(server));
+    let name = world.nats.cluster.name(server);
+    let what = format!("{name} leads {STREAM}");
     until_some(&what, LIMIT, || async {
-        if world.nats.leader(STREAM).await == Some(server) {
+        if world.nats.cluster.leader(STREAM).await == Some(server) {
             return Some(());
         }
-        let placement = format!("{{\"placement\":{{\"preferred\":\"{}\"}}}}", server_name(server));
+        let placement = format!("{{\"placement\":{{\"preferred\":\"{name}\"}}}}");
         let subject = format!("$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}");
         // A lagging replica can't become leader yet; the request is repeated.
         let _ = client.request(subject, placement.into()).await;

@@ -231,7 +231,8 @@ async fn inject_in_stores(world: &World, fault: &FleetFault, kills: &mut Kills) 
 pub(crate) async fn rebuild_timelines(world: &World) {
     let program = herald_program();
     let program = program.to_str().expect("a readable path");
-    let arguments = ["rebuild", "timelines", "--server", &world.herald.url()];
+    let server = world.herald.gateway().operator_url;
+    let arguments = ["rebuild", "timelines", "--operator-server", &server];
     let done = harness::run(program, &arguments, &[]).await;
     let output = format!("{}{}", done.stdout, done.stderr);
     let last = output.lines().last().unwrap_or_default();
@@ -247,7 +248,7 @@ fn member_of(world: &World, role: Role, member: usize) -> &Process {
 
 /// Publishes chunks of pushes a second time, without their ids.
 async fn repeat_chunks(world: &World, count: u32) {
-    let client = world.nats.client().await.expect("nats-server answers");
+    let client = world.nats.cluster.client().await.expect("nats-server answers");
     let mut chunks = client
         .subscribe("push.v1.deliver.>")
         .await

@@ -9,7 +9,7 @@ use super::{Fault, Kills};
 use crate::{
     checker::dead_letters,
     workload::{Journal, READERS, devices},
-    world::{StartOptions, World, server_name},
+    world::{StartOptions, World},
 };
 
 /// Field 1 is a string whose length exceeds the message: no valid message starts like this.
@@ -26,49 +26,56 @@ pub(super) async fn inject(world: &mut World, journal: &Journal, fault: &Fault, 
     }
     let _fault = world.log.begin_fault(fault);
     match fault {
+        Fault::Member(fault) => super::members::inject(world, journal, fault, kills).await,
         Fault::Fleet(_) => unreachable!("handled above"),
         Fault::KillHerald { next } => kill_herald(world, next).await,
         Fault::KillNats { down } => {
             kill_nats(world, 0, kills).await;
             sleep(*down).await;
-            start_nats(world, 0).await;
+            world.nats.cluster.restart(0).await;
         }
         Fault::KillBoth { down } => {
             kill_nats(world, 0, kills).await;
             kill_herald(world, &StartOptions::default()).await;
             sleep(*down).await;
-            start_nats(world, 0).await;
+            world.nats.cluster.restart(0).await;
         }
         Fault::KillLeader { stream, down } => {
-            let Some(leader) = world.nats.leader(stream).await else {
+            let Some(leader) = world.nats.cluster.leader(stream).await else {
                 return;
             };
-            world.log.print(format!("{} led {stream}", server_name(leader)));
+            world
+                .log
+                .print(format!("{} led {stream}", world.nats.cluster.name(leader)));
             kill_nats(world, leader, kills).await;
             sleep(*down).await;
-            start_nats(world, leader).await;
+            world.nats.cluster.restart(leader).await;
         }
         Fault::StepDown { stream } => {
             // Without a leader right now, there is nothing to step down.
-            if let Ok(client) = world.nats.client().await {
+            if let Ok(client) = world.nats.cluster.client().await {
                 let request = client.request(format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}"), "".into());
                 let _ = tokio::time::timeout(STEP_DOWN_LIMIT, request).await;
             }
         }
         Fault::FreezeLeader { stream, time } => {
-            let Some(leader) = world.nats.leader(stream).await else {
+            let Some(leader) = world.nats.cluster.leader(stream).await else {
                 return;
             };
-            world.log.print(format!("{} led {stream}", server_name(leader)));
-            world.nats.freeze(leader, true);
+            world
+                .log
+                .print(format!("{} led {stream}", world.nats.cluster.name(leader)));
+            world.nats.cluster.freeze(leader, true);
             sleep(*time).await;
-            world.nats.freeze(leader, false);
+            world.nats.cluster.freeze(leader, false);
         }
         Fault::PartitionLeader { stream, time } => {
-            let Some(leader) = world.nats.leader(stream).await else {
+            let Some(leader) = world.nats.cluster.leader(stream).await else {
                 return;
             };
-            world.log.print(format!("{} led {stream}", server_name(leader)));
+            world
+                .log
+                .print(format!("{} led {stream}", world.nats.cluster.name(leader)));
             world.nats.set_partitioned(leader, true).await;
             sleep(*time).await;
             world.nats.set_partitioned(leader, false).await;
@@ -79,9 +86,9 @@ pub(super) async fn inject(world: &mut World, journal: &Journal, fault: &Fault, 
             world.herald.freeze(false);
         }
         Fault::FreezeNats { time } => {
-            world.nats.freeze(0, true);
+            world.nats.cluster.freeze(0, true);
             sleep(*time).await;
-            world.nats.freeze(0, false);
+            world.nats.cluster.freeze(0, false);
         }
         Fault::Network { toxic, time } => {
             let Some(proxy) = &world.nats_proxy else { return };
@@ -128,15 +135,9 @@ pub(super) async fn inject(world: &mut World, journal: &Journal, fault: &Fault, 
     }
 }
 
-async fn kill_nats(world: &mut World, server: usize, kills: &mut Kills) {
-    let killed = world.nats.servers[server].kill().await;
-    killed.expect("nats-server can be killed");
+pub(super) async fn kill_nats(world: &mut World, server: usize, kills: &mut Kills) {
+    world.nats.cluster.kill(server).await;
     kills.nats += 1;
-}
-
-async fn start_nats(world: &mut World, server: usize) {
-    let started = world.nats.servers[server].restart().await;
-    started.expect("nats-server starts again");
 }
 
 /// Kills herald and waits for its next start, so that the next fault finds a process.
@@ -153,7 +154,7 @@ async fn publish_poison(world: &World, journal: &Journal, subject: &'static str)
     // Bypasses the proxy: the sequence of the message must be known.
     let put = async {
         // The context keeps its connection open.
-        let broker = jetstream::new(world.nats.client().await?);
+        let broker = jetstream::new(world.nats.cluster.client().await?);
         let sent = broker.publish(subject, GARBAGE.into()).await?;
         Ok::<_, async_nats::Error>(sent.await?)
     };

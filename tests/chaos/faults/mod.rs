@@ -2,6 +2,7 @@
 
 mod fleet;
 mod inject;
+mod members;
 mod schedule;
 
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fmt, time::Duration};
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom, seq::SliceRandom};
 
-use super::fleet::FleetFault;
+use super::{fleet::FleetFault, members::MemberFault};
 use crate::world::{ACK_WAIT, StartOptions, Toxic};
 
 /// Failpoints that can kill the process: between an effect, its commit, its event and its acknowledgement.
@@ -61,7 +61,7 @@ const POISON_SUBJECTS: [&str; 5] = [
 ];
 
 /// Streams whose leaders get faults: the one posts are published to, and one consumed by workers.
-const LED_STREAMS: [&str; 2] = ["POSTS", "TIMELINE"];
+pub(super) const LED_STREAMS: [&str; 2] = ["POSTS", "TIMELINE"];
 
 /// Kinds of faults; a scenario selects some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,8 @@ pub(crate) enum FaultKind {
     Leader,
     /// Network partitions between the servers of a cluster.
     Partition,
+    /// Members of a cluster that are lost, replaced, or come back with an older state.
+    Members,
     /// Kills of the processes of a fleet.
     Roles,
     /// Freezes of the processes of a fleet.
@@ -109,6 +111,8 @@ pub(crate) enum Fault {
     FreezeLeader { stream: &'static str, time: Duration },
     /// The leader of a stream is partitioned from the other servers, but not from clients.
     PartitionLeader { stream: &'static str, time: Duration },
+    /// A member of the cluster is lost, replaced, or comes back with an older state.
+    Member(MemberFault),
     /// SIGSTOP of herald.
     FreezeHerald { time: Duration },
     /// SIGSTOP of nats-server.
@@ -260,6 +264,10 @@ impl Schedule {
                     faults.push(Fault::Redrive);
                     faults.push(Fault::Redrive);
                 }
+                FaultKind::Members => {
+                    let faults_of_members = MemberFault::round(&mut self.random);
+                    faults.extend(faults_of_members.into_iter().map(Fault::Member));
+                }
                 FaultKind::Roles
                 | FaultKind::FreezeRoles
                 | FaultKind::Stores
@@ -373,6 +381,7 @@ impl fmt::Display for Fault {
             Self::ProviderGone { time } => write!(f, "push provider refuses connections for {time:?}"),
             Self::Redrive => f.write_str("redrive all dead letters"),
             Self::Fleet(fault) => fault.fmt(f),
+            Self::Member(fault) => fault.fmt(f),
             Self::Poison { subject } => write!(f, "publish poison to {subject}"),
         }
     }

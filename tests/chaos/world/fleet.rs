@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use futures::future::join_all;
+use harness::free_port;
 
 use super::{
-    Process, free_port,
-    herald::{Herald, Member, Role},
+    Process,
+    herald::{Gateway, Herald, Member, Role},
     process::{Launch, StartOptions},
 };
 use crate::log::Log;
@@ -59,6 +60,8 @@ pub(super) fn variables() -> Vec<(String, String)> {
 #[derive(Clone, Copy)]
 struct Ports {
     grpc: u16,
+    /// Of a gateway.
+    operators: u16,
     http: u16,
 }
 
@@ -66,6 +69,7 @@ impl Ports {
     fn free() -> Self {
         Self {
             grpc: free_port(),
+            operators: free_port(),
             http: free_port(),
         }
     }
@@ -117,7 +121,9 @@ impl Herald {
             .map(|(n, (role, ports))| fleet.start(*role, *ports, lanes(*role, n)))
             .collect();
         join_all(members.iter().map(|member| member.process.wait_ready())).await;
-        Self::new(members, urls(Role::Gateway), Some(fleet))
+        let gateways = ports.iter().filter(|(role, _)| *role == Role::Gateway);
+        let gateways = gateways.map(|(_, ports)| Gateway::at(ports.grpc, ports.operators));
+        Self::new(members, gateways.collect(), Some(fleet))
     }
 
     /// Starts or stops processes of a role until there are `count`. Those that stop drain before.
@@ -158,6 +164,7 @@ impl Fleet {
             arguments.extend(["--lanes".into(), lanes.into()]);
         }
         arguments.extend(["--grpc".into(), format!("127.0.0.1:{}", ports.grpc)]);
+        arguments.extend(["--operator-grpc".into(), format!("127.0.0.1:{}", ports.operators)]);
         arguments.extend(["--http".into(), format!("127.0.0.1:{}", ports.http)]);
         arguments.extend(self.arguments.iter().cloned());
         let launch = Launch {

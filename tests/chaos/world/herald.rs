@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Process, StartOptions, fleet::Fleet, free_port, process::Launch};
+use harness::free_port;
+
+use super::{Process, StartOptions, fleet::Fleet, process::Launch};
 use crate::log::Log;
 
 /// What a process runs.
@@ -52,10 +54,28 @@ impl Role {
 /// The processes of a mesh and the addresses of its gateways.
 pub(crate) struct Herald {
     pub(super) members: Vec<Member>,
-    pub(super) gateways: Vec<String>,
+    pub(super) gateways: Vec<Gateway>,
     /// Starts further processes; `None` for `herald up`.
     pub(super) fleet: Option<Fleet>,
     calls: AtomicUsize,
+}
+
+/// URLs of a gateway.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    /// Of the public port.
+    pub(crate) url: String,
+    /// Of the operator port.
+    pub(crate) operator_url: String,
+}
+
+impl Gateway {
+    pub(super) fn at(grpc: u16, operators: u16) -> Self {
+        Self {
+            url: format!("http://127.0.0.1:{grpc}"),
+            operator_url: format!("http://127.0.0.1:{operators}"),
+        }
+    }
 }
 
 /// A process of a mesh.
@@ -67,17 +87,19 @@ pub(super) struct Member {
 impl Herald {
     /// Starts `herald up` and waits until it is ready.
     pub(super) async fn up(log: &Log, mut launch: Launch) -> Self {
-        let (grpc, http) = (free_port(), free_port());
+        let (grpc, operators, http) = (free_port(), free_port(), free_port());
         let listen = [
             "--grpc",
             &format!("127.0.0.1:{grpc}"),
+            "--operator-grpc",
+            &format!("127.0.0.1:{operators}"),
             "--http",
             &format!("127.0.0.1:{http}"),
         ];
         launch.arguments.extend(listen.map(Into::into));
         let process = Process::start(log, launch);
         process.wait_ready().await;
-        let gateways = vec![format!("http://127.0.0.1:{grpc}")];
+        let gateways = vec![Gateway::at(grpc, operators)];
         let member = Member {
             role: Role::All,
             process,
@@ -85,7 +107,7 @@ impl Herald {
         Self::new(vec![member], gateways, None)
     }
 
-    pub(super) fn new(members: Vec<Member>, gateways: Vec<String>, fleet: Option<Fleet>) -> Self {
+    pub(super) fn new(members: Vec<Member>, gateways: Vec<Gateway>, fleet: Option<Fleet>) -> Self {
         Self {
             members,
             gateways,
@@ -94,8 +116,8 @@ impl Herald {
         }
     }
 
-    /// URL of a gateway, of each in turn.
-    pub(crate) fn url(&self) -> String {
+    /// A gateway, each in turn.
+    pub(crate) fn gateway(&self) -> Gateway {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
         self.gateways[call % self.gateways.len()].clone()
     }

@@ -16,7 +16,6 @@
 mod fleet;
 mod herald;
 mod nats;
-mod port;
 mod process;
 mod proxy;
 mod sink;
@@ -31,9 +30,8 @@ use tonic::transport::Endpoint;
 
 use self::process::Launch;
 pub(crate) use self::{
-    herald::{Herald, Role},
-    nats::{Nats, server_name},
-    port::free_port,
+    herald::{Gateway, Herald, Role},
+    nats::Nats,
     process::{Process, StartOptions},
     proxy::{Proxy, Toxic, Toxiproxy},
     sink::{PushSink, Receipts},
@@ -109,14 +107,14 @@ impl World {
             0 => Nats::single(dir.path()).await,
             size => Nats::cluster(dir.path(), size, toxiproxy.as_ref()).await,
         };
-        let (nats_proxy, nats_url) = match (&toxiproxy, nats.servers.as_slice()) {
-            (Some(toxiproxy), [server]) => {
-                let upstream = format!("127.0.0.1:{}", server.port());
+        let (nats_proxy, nats_url) = match &toxiproxy {
+            Some(toxiproxy) if nats.cluster.size() == 1 => {
+                let upstream = nats.cluster.urls().replace("nats://", "");
                 let proxy = toxiproxy.proxy("nats", &upstream).await;
                 let url = format!("nats://{}", proxy.address());
                 (Some(proxy), url)
             }
-            _ => (None, nats.urls()),
+            _ => (None, nats.cluster.urls()),
         };
         let sink = PushSink::start(toxiproxy.as_ref()).await;
         let stores = if options.fleet {
@@ -170,12 +168,12 @@ impl World {
 
     /// Clients that connect lazily and reconnect after a fault.
     pub(crate) fn clients(&self) -> Clients {
-        clients(&self.herald.url(), Duration::from_secs(2))
+        clients(&self.herald.gateway(), Duration::from_secs(2))
     }
 
     /// Clients that wait for a busy machine: after the faults no server is stopped.
     pub(crate) fn patient_clients(&self) -> Clients {
-        clients(&self.herald.url(), Duration::from_secs(30))
+        clients(&self.herald.gateway(), Duration::from_secs(30))
     }
 
     /// Keeps the directory with logs and data; returns its path.
@@ -185,16 +183,20 @@ impl World {
     }
 }
 
-/// Clients of the mesh at a URL, which give up a connection that is silent for longer.
-fn clients(url: &str, silence_max: Duration) -> Clients {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .expect("an address")
-        .connect_timeout(Duration::from_secs(2))
-        // A stopped server doesn't close its connections.
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(silence_max);
+/// Clients of the mesh at a gateway, which give up a connection that is silent for longer.
+fn clients(gateway: &Gateway, silence_max: Duration) -> Clients {
+    let connect = |url: &str| {
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .expect("an address")
+            .connect_timeout(Duration::from_secs(2))
+            // A stopped server doesn't close its connections.
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(silence_max);
+        endpoint.connect_lazy()
+    };
     Clients {
-        channel: endpoint.connect_lazy(),
+        channel: connect(&gateway.url),
+        operators: connect(&gateway.operator_url),
     }
 }
 

@@ -1,22 +1,14 @@
 //! The broker: one nats-server, or a cluster of three whose links can be partitioned.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
-use async_nats::{Client, ServerAddr, jetstream};
-use futures::future::join_all;
-use herald_local_nats::{Config, Server};
-use rustix::process::Signal;
+use harness::{NatsCluster, free_port};
 
-use super::{Proxy, Toxiproxy, free_port, signal};
-
-/// Larger than the limits of all streams together. It reserves no disk space; a run stores some megabytes.
-const FILE_BYTES_MAX: u64 = 64 << 30;
-const START_LIMIT: Duration = Duration::from_mins(1);
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+use super::{Proxy, Toxiproxy};
 
 /// One or more nats-servers.
 pub(crate) struct Nats {
-    pub(crate) servers: Vec<Server>,
+    pub(crate) cluster: NatsCluster,
     /// Links of a cluster with toxiproxy: from server, to server, proxy.
     links: Vec<(usize, usize, Proxy)>,
 }
@@ -24,14 +16,8 @@ pub(crate) struct Nats {
 impl Nats {
     /// Starts one server.
     pub(crate) async fn single(dir: &Path) -> Self {
-        let config = Config {
-            port: free_port(),
-            monitor_port: free_port(),
-            max_file_bytes: Some(FILE_BYTES_MAX),
-            ..Config::in_dir(dir.join("nats"))
-        };
         Self {
-            servers: vec![Server::start(config).await.expect("nats-server starts")],
+            cluster: NatsCluster::start_direct(dir, 1).await,
             links: Vec::new(),
         }
     }
@@ -52,69 +38,15 @@ impl Nats {
                 }
             }
         }
-        let starts = (0..size).map(|n| {
-            let others = (0..size).filter(|other| *other != n).map(|other| {
-                let link = links.iter().find(|(from, to, _)| (*from, *to) == (n, other));
-                let address = link.map_or_else(
-                    || format!("127.0.0.1:{}", routes[other]),
-                    |(_, _, proxy)| proxy.address().to_string(),
-                );
-                format!("nats-route://{address}")
-            });
-            // Advertise an unreachable address, so that servers have no links besides the proxies.
-            let extra = format!(
-                "cluster {{\n  name: chaos\n  listen: \"127.0.0.1:{}\"\n  advertise: \"127.0.0.1:1\"\n  routes: [{}]\n}}\n",
-                routes[n],
-                others.map(|route| format!("\"{route}\"")).collect::<Vec<_>>().join(", ")
-            );
-            Server::start(Config {
-                name: Some(server_name(n)),
-                port: free_port(),
-                monitor_port: free_port(),
-                max_file_bytes: Some(FILE_BYTES_MAX),
-                start_limit: START_LIMIT,
-                extra,
-                ..Config::in_dir(dir.join(server_name(n)))
-            })
-        });
-        let servers = join_all(starts).await.into_iter();
-        let servers = servers
-            .map(|server| server.expect("a nats-server starts"))
-            .collect();
-        Self { servers, links }
-    }
-
-    /// URLs for clients, without a proxy.
-    pub(crate) fn urls(&self) -> String {
-        let urls: Vec<_> = self.servers.iter().map(Server::client_url).collect();
-        urls.join(",")
-    }
-
-    /// Connects a client of the suite to any server.
-    pub(crate) async fn client(&self) -> Result<Client, async_nats::Error> {
-        let servers: Vec<ServerAddr> = self
-            .servers
-            .iter()
-            .map(|server| server.client_url().parse())
-            .collect::<Result<_, _>>()?;
-        let connecting = async_nats::ConnectOptions::new()
-            .retry_on_initial_connect()
-            .connect(servers);
-        Ok(tokio::time::timeout(CONNECT_LIMIT, connecting).await??)
-    }
-
-    /// The leader of a stream.
-    pub(crate) async fn leader(&self, stream: &str) -> Option<usize> {
-        let broker = jetstream::new(self.client().await.ok()?);
-        let stream = broker.get_stream(stream).await.ok()?;
-        let leader = stream.cached_info().cluster.as_ref()?.leader.clone()?;
-        (0..self.servers.len()).find(|n| server_name(*n) == leader)
-    }
-
-    /// Sends SIGSTOP or SIGCONT to a server.
-    pub(crate) fn freeze(&self, server: usize, selected: bool) {
-        let signal_to_send = if selected { Signal::STOP } else { Signal::CONT };
-        signal(self.servers[server].pid(), signal_to_send);
+        let address = |from, to: usize| {
+            let link = links.iter().find(|link| (link.0, link.1) == (from, to));
+            link.map_or_else(
+                || format!("127.0.0.1:{}", routes[to]),
+                |(_, _, proxy)| proxy.address().to_string(),
+            )
+        };
+        let cluster = NatsCluster::start(dir, &routes, address).await;
+        Self { cluster, links }
     }
 
     /// Whether servers can be partitioned from each other.
@@ -130,9 +62,4 @@ impl Nats {
             }
         }
     }
-}
-
-/// Name of a server in the cluster.
-pub(crate) fn server_name(server: usize) -> String {
-    format!("nats-{server}")
 }

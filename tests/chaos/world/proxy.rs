@@ -9,13 +9,12 @@ use std::{
     time::Duration,
 };
 
+use harness::free_port;
 use serde_json::{Value, json};
 use tokio::{
     process::{Child, Command},
     sync::Mutex,
 };
-
-use super::free_port;
 
 /// Time limit to remove a toxic from all connections.
 const REMOVE_LIMIT: Duration = Duration::from_secs(10);

@@ -28,6 +28,8 @@ const VISIBLE_LIMIT: Duration = Duration::from_mins(1);
 
 /// Server address on the pages. The server of the test listens on a free port instead.
 const ADDRESS: &str = "127.0.0.1:7700";
+/// Address of the server's operator port on the pages.
+const OPERATOR_ADDRESS: &str = "127.0.0.1:7702";
 
 /// Commands that are not run, with the reason.
 const NOT_RUN: [(&str, &str); 1] = [("cargo test --workspace", "it runs this test")];
@@ -82,6 +84,8 @@ struct Runner {
     sink_port: u16,
     /// Address of the server once it listens.
     address: Option<String>,
+    /// Address of its operator port once it listens.
+    operators: Option<String>,
     background: Vec<(Command, Process)>,
 }
 
@@ -96,6 +100,7 @@ impl Runner {
             dir,
             sink_port: free.local_addr().unwrap().port(),
             address: None,
+            operators: None,
             background: Vec::new(),
         }
     }
@@ -121,6 +126,7 @@ impl Runner {
             ("PATH", std::env::join_paths(path).unwrap()),
             ("HERALD_DATA_DIR", data.into()),
             ("HERALD_GRPC", "127.0.0.1:0".into()),
+            ("HERALD_OPERATOR_GRPC", "127.0.0.1:0".into()),
             ("HERALD_HTTP", "127.0.0.1:0".into()),
             ("HERALD_NATS__PORT", "0".into()),
         ];
@@ -129,16 +135,24 @@ impl Runner {
                 .iter()
                 .map(|address| ("HERALD_SERVER", address.into())),
         );
+        variables.extend(
+            self.operators
+                .iter()
+                .map(|address| ("HERALD_OPERATOR_SERVER", address.into())),
+        );
         Process::start(&text, ROOT, &variables)
     }
 
     /// Output of a process, with the server's address replaced by the one on the pages.
     fn output(&self, process: &Process) -> String {
         let output = process.stdout();
-        match &self.address {
-            Some(address) => output.replace(address.as_str(), ADDRESS),
-            None => output,
-        }
+        let found = [(&self.address, ADDRESS), (&self.operators, OPERATOR_ADDRESS)];
+        found
+            .into_iter()
+            .fold(output, |output, (address, on_page)| match address {
+                Some(address) => output.replace(address.as_str(), on_page),
+                None => output,
+            })
     }
 
     async fn run(&mut self, command: Command) {
@@ -185,8 +199,11 @@ impl Runner {
             Mode::Background => {
                 self.wait(&command, &mut process, end, Command::matches_first_line)
                     .await;
-                if let Some(address) = grpc_address(&process.stdout()) {
+                if let Some(address) = address(&process.stdout(), "gRPC") {
                     self.address = Some(address);
+                }
+                if let Some(address) = address(&process.stdout(), "operators") {
+                    self.operators = Some(address);
                 }
                 self.background.push((command, process));
             }
@@ -249,10 +266,10 @@ impl Runner {
     }
 }
 
-/// The gRPC address in the output of `herald up`.
-fn grpc_address(output: &str) -> Option<String> {
+/// The address of a port in the output of `herald up`.
+fn address(output: &str, port: &str) -> Option<String> {
     let mut lines = output.lines().map(str::split_whitespace);
-    lines.find_map(|mut words| (words.next()? == "gRPC").then(|| words.next().map(str::to_owned))?)
+    lines.find_map(|mut words| (words.next()? == port).then(|| words.next().map(str::to_owned))?)
 }
 
 fn read_commands(file: &str) -> Vec<Command> {

@@ -51,7 +51,7 @@ pub(super) fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path())
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     if from.is_dir() {
         fs::create_dir(to).unwrap();
         for entry in entries(from) {

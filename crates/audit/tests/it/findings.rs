@@ -1,10 +1,13 @@
 //! Discrepancies are reported; correct posts and work in flight are not.
 
+use std::time::Duration;
+
 use herald_audit::{Error, Event, FindingKind, Limits, Repaired, Scope};
-use herald_mesh::{Disposition, Subject, streams};
+use herald_mesh::{Disposition, Redrive, Subject, consumers::ConsumerKind, streams};
 use herald_model::{Channel, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::TimelineChunk;
 use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, Settlement, SlicePlan};
+use prost::Message as _;
 
 use crate::harness::{LANE, World, next_delivery, user, with_corrupt_row};
 
@@ -34,6 +37,61 @@ async fn delivered_posts_have_no_findings() {
         (3, 9, 9)
     );
     assert_eq!((summary.timeline_entries, summary.finding_count()), (9, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_retention_removed_is_no_finding() {
+    for (post_age_max, expected) in [
+        (None, vec![FindingKind::Unarchived, FindingKind::Unplanned]),
+        (Some(Duration::ZERO), vec![]),
+    ] {
+        let limits = Limits {
+            post_age_max,
+            ..Limits::default()
+        };
+        let world = World::start_with(limits).await;
+        world.delivered_post(&[1]).await;
+        // As a post that POSTS still has and the archive has no more.
+        world.accept().await;
+        world.drain().await;
+        let (_, findings) = world.audit(Scope::All, false).await;
+        assert_eq!(kinds(&findings), expected, "{post_age_max:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redriven_message_that_an_erasure_deleted_is_no_finding() {
+    let world = World::start().await;
+    let (post, _) = world.delivered_post(&[1]).await;
+    let redrive = Redrive {
+        kind: ConsumerKind::Archive,
+        dead_letter: 7,
+        round: 1,
+        subject: Subject::PostCreated(LANE),
+        sequence: post.id.0,
+        published_at: post.accepted_at,
+        payload: herald_posts::created_message(&post).encode_to_vec().into(),
+        trace_parent: None,
+        trace_state: None,
+        id: "dlq/7/redrive/1".into(),
+    };
+    let sent = world.mesh.redrive(&redrive).await.unwrap();
+    let failed = Disposition::term("failed");
+    world
+        .settle_all("redrive-archive", failed, streams::ADVISORIES, 1)
+        .await;
+    world.drain().await;
+    // The dead letter of the redrive is not known.
+    let (_, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(kinds(&findings), [FindingKind::Unrecorded]);
+
+    world
+        .mesh
+        .delete_message(streams::REDRIVE, sent.sequence)
+        .await
+        .unwrap();
+    let (_, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(findings, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -366,7 +424,7 @@ async fn corrupt_rows_are_reported_and_other_posts_are_checked() {
         let world = World::start_in(with_corrupt_row(database, keyspace, key), limits).await;
         for post in 1..=2 {
             if post == corrupt {
-                let post = world.accept().await;
+                let post = world.accept_uncounted().await;
                 world.archive(&post).await;
                 world.plan(post.id, &[]).await;
             } else {

@@ -120,8 +120,19 @@ impl World {
         Recipients::from_sorted(keys)
     }
 
-    /// Publishes a post to POSTS.
+    /// Publishes a post to POSTS, and counts it.
     pub(crate) async fn accept(&self) -> Post {
+        let post = self.accept_uncounted().await;
+        let counts = Counts {
+            posts: 1,
+            ..Counts::default()
+        };
+        self.commit_totals("TEST_POSTS", post.id, counts).await;
+        post
+    }
+
+    /// Publishes a post to POSTS.
+    pub(crate) async fn accept_uncounted(&self) -> Post {
         let now = Timestamp::now();
         let message = PostCreated {
             author_key: self.author.0,
@@ -218,6 +229,10 @@ impl World {
             push_delivered: push,
             ..Counts::default()
         };
+        self.commit_totals("TEST", post, counts).await;
+    }
+
+    async fn commit_totals(&self, stream: &str, post: PostId, counts: Counts) {
         let totals = PostTotals {
             author: self.author,
             counts,
@@ -225,9 +240,9 @@ impl World {
             push_latency_ms_max: 0,
         };
         let batch = TotalsBatch {
-            stream: "TEST".into(),
+            stream: stream.into(),
             sequences: vec![post.0],
-            file: format!("file-{post}"),
+            file: format!("{stream}-{post}"),
             posts: vec![(post, totals)],
             ..TotalsBatch::default()
         };

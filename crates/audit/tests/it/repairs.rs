@@ -30,6 +30,33 @@ async fn a_lost_post_is_redriven_to_archive_and_fanout_with_its_id() {
     }
 }
 
+/// As after a restore: POSTS begins anew, and analytics had not come to the post.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_analytics_has_not_counted_is_redriven_to_it() {
+    let world = World::start().await;
+    let post = world.accept_uncounted().await;
+    world.archive(&post).await;
+    world.plan(post.id, &[]).await;
+    // Its message may still be counted.
+    let (_, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(findings, []);
+    world.drain().await;
+    let (_, findings) = world.audit(Scope::All, true).await;
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!(
+        (findings[0].kind, &findings[0].repaired),
+        (FindingKind::Miscounted, &Repaired::Sent)
+    );
+    // While the message is on its way, the post is no finding.
+    let (_, findings) = world.audit(Scope::All, true).await;
+    assert_eq!(findings, []);
+    let delivery = next_delivery(&world, "redrive-analytics-posts").await;
+    assert_eq!(
+        (delivery.subject, delivery.sequence),
+        (Subject::PostCreated(LANE), post.id.0)
+    );
+}
+
 /// As after a recovery of POSTS, or when POSTS was trimmed by age before fan-out came to the post.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_post_that_only_the_archive_has_is_found_and_expanded() {

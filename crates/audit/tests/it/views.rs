@@ -79,6 +79,10 @@ impl Timelines for Views {
             entries: 1,
         })
     }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        self.inner.erase(user).await
+    }
 }
 
 /// A world whose timelines have lost the entries of users that a test chooses.

@@ -21,6 +21,9 @@ pub mod streams {
     /// Redriven messages, by consumer kind.
     pub const REDRIVE: &str = "REDRIVE";
 
+    /// The streams that can have a `PostCreated`, and with it the text of a post. Posts don't wait in [`LATER`].
+    pub const WITH_TEXTS: [&str; 3] = [POSTS, REDRIVE, DLQ];
+
     /// All streams.
     pub(crate) const ALL: [&str; 9] = [
         POSTS, SLICES, TIMELINE, PUSH, EVENTS, LATER, ADVISORIES, DLQ, REDRIVE,

@@ -8,6 +8,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::retry::RetryDelay;
 use crate::topology::NatsUser;
 
+/// `ack_pending_max` of consumers whose workers have thousands of messages in flight each.
+const ACK_PENDING_MANY: u32 = 32_768;
+
 /// Policy of the consumers of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,14 +86,14 @@ pub struct ConsumerPolicies {
     /// Consumer `archive`.
     pub archive: ConsumerPolicy,
     /// Consumers `analytics-posts` and `analytics-events`. Default `ack_wait`: 30 s; they hold thousands of messages for
-    /// the 5 s of a batch, and would send a heartbeat for each.
+    /// the 5 s of a batch, and would send a heartbeat for each. Default `ack_pending_max`: 32,768, for four processes.
     pub analytics: ConsumerPolicy,
     /// Consumers `fanout-{lane}`. Default `ack_wait`: 2 s, as for all that is on the way from a post to its readers: the
     /// promises for timelines and pushes hold when a worker dies.
     pub fanout: ConsumerPolicy,
     /// Consumers `slice-{lane}`. Default `ack_wait`: 2 s.
     pub slice: ConsumerPolicy,
-    /// Consumers `timeline-{lane}`. Default `ack_wait`: 2 s.
+    /// Consumers `timeline-{lane}`. Default `ack_wait`: 2 s; `ack_pending_max`: 32,768, for 16 processes.
     pub timeline: ConsumerPolicy,
     /// Consumers `push-{lane}`. Default `ack_wait`: 2 s. A device that fails spends no attempt: it is tried until its
     /// push expires.
@@ -123,11 +126,15 @@ impl Default for ConsumerPolicies {
             archive: default,
             analytics: ConsumerPolicy {
                 ack_wait_seconds: 30,
+                ack_pending_max: ACK_PENDING_MANY,
                 ..default
             },
             fanout: prompt,
             slice: prompt,
-            timeline: prompt,
+            timeline: ConsumerPolicy {
+                ack_pending_max: ACK_PENDING_MANY,
+                ..prompt
+            },
             push: prompt,
             later: ConsumerPolicy {
                 ack_wait_seconds: prompt.ack_wait_seconds,

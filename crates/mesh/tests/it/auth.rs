@@ -213,3 +213,34 @@ async fn tls_verifies_the_server_and_shows_a_client_certificate() {
     let plain = Server::start(ServerConfig::default()).await.unwrap();
     connect(right, plain.client_url()).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn a_reconnect_reads_the_files_of_tls_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, certificate, key) = certificates(dir.path());
+    let mut server = server(format!(
+        "tls {{ cert_file: {certificate:?}, key_file: {key:?}, ca_file: {ca:?}, verify: true }}\n"
+    ))
+    .await;
+    let config = Config {
+        tls: Tls {
+            required: true,
+            ca_file: Some(ca),
+            client: Some((certificate, key)),
+        },
+        ..Config::at(server.client_url())
+    };
+    let mesh = Mesh::connect(&config).await.unwrap();
+    mesh.flush().await.unwrap();
+    // Another authority, and certificates of it in the same files.
+    certificates(dir.path());
+    server.restart().await.unwrap();
+    let answers = async {
+        while mesh.flush().await.is_err() || !mesh.is_connected() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let reconnected = tokio::time::timeout(std::time::Duration::from_secs(30), answers).await;
+    reconnected
+        .expect("the client accepts the new authority, and the server the new certificate of the client");
+}

@@ -3,14 +3,17 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use herald_mesh::{
-    ConsumeOptions, ConsumerSpec, Disposition, Requeuer, Subject, TopologyConfig, Workers, consumers, streams,
+    ConsumeOptions, ConsumerSpec, Delivery, Disposition, Requeuer, Subject, TopologyConfig, Workers,
+    consumers, streams,
 };
 use herald_model::Lane;
 use herald_proto::mesh_v1::PushChunk;
+use opentelemetry_sdk::trace::SpanData;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Fixture, RunningWorkers, ScriptedHandler, until};
+use crate::trace::spans;
 
 const PUSH: Subject = Subject::PushDeliver(Lane::Low);
 const CONSUMER: &str = "push-low";
@@ -66,6 +69,7 @@ async fn a_long_delay_occupies_no_ack_pending_and_continues_the_attempt_count() 
     let requeuer = run_requeuer(&fixture);
     let first = seen.next().await;
     assert_eq!((first.attempt, first.sequence), (1, 1));
+    let mut traces = vec![trace_of(&first)];
     let mut last = seen.next().await;
     assert_eq!((last.attempt, last.sequence), (2, 1));
     for attempt in [3, 4] {
@@ -88,9 +92,22 @@ async fn a_long_delay_occupies_no_ack_pending_and_continues_the_attempt_count() 
             last.id(),
             Some(format!("5/push/a/later/{}", attempt - 1).as_str())
         );
-        // The trace continues.
-        let trace = |parent: Option<&str>| parent.unwrap().split('-').nth(1).unwrap().to_owned();
-        assert_eq!(trace(last.trace_parent()), trace(first.trace_parent()));
+        // Each copy starts a trace, which is linked to the publish into the queue, in the trace before, and to the first.
+        let trace = trace_of(&last);
+        let requeued = || {
+            spans_of(&trace)
+                .into_iter()
+                .find(|span| span.name == "process later.v1")
+        };
+        until("the span of the requeuer ended", async || requeued().is_some()).await;
+        let links = requeued().unwrap().links;
+        let links: Vec<_> = links
+            .iter()
+            .map(|link| link.span_context.trace_id().to_string())
+            .collect();
+        assert_eq!(links, [traces.last().unwrap().clone(), traces[0].clone()]);
+        assert!(!traces.contains(&trace));
+        traces.push(trace);
     }
     until("no message is left", async || {
         (delayed_count(&fixture).await, outstanding_count(&fixture).await) == (0, 0)
@@ -108,6 +125,7 @@ async fn a_long_delay_occupies_no_ack_pending_and_continues_the_attempt_count() 
         names,
         [
             "Herald-Attempts",
+            "Herald-First-Trace-Parent",
             "Herald-Id",
             "Herald-Published-At",
             "Herald-Type",
@@ -285,4 +303,18 @@ async fn a_requeuer_drains_at_shutdown() {
         .unwrap();
     shutdown.cancel();
     workers.join().await.unwrap();
+}
+
+/// The trace of a delivery.
+fn trace_of(delivery: &Delivery) -> String {
+    let parent = delivery.trace_parent().expect("the publisher records its trace");
+    parent.split('-').nth(1).expect("a W3C trace context").to_owned()
+}
+
+/// The ended spans of a trace.
+fn spans_of(trace: &str) -> Vec<SpanData> {
+    let all = spans().0.lock().unwrap().clone();
+    all.into_iter()
+        .filter(|span| span.span_context.trace_id().to_string() == trace)
+        .collect()
 }

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use herald_mesh::{ConsumeOptions, streams};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{CONSUMER, Fixture, SUBJECT, ScriptedHandler, chunk, until};
 
@@ -79,6 +80,20 @@ async fn an_idle_worker_pulls_again_as_soon_as_the_server_is_back() {
     assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
     fixture.wait_until_settled().await;
     worker.stop().await;
+}
+
+/// A frozen machine closes no connection; another server of its cluster may be well.
+#[tokio::test]
+async fn a_silent_server_is_left() {
+    let fixture = Fixture::start().await;
+    let pid = i32::try_from(fixture.server.pid())
+        .ok()
+        .and_then(Pid::from_raw)
+        .unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    until("the mesh is disconnected", async || !fixture.mesh.is_connected()).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    until("the mesh is connected", async || fixture.mesh.is_connected()).await;
 }
 
 #[tokio::test]

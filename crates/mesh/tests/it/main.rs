@@ -9,6 +9,7 @@ mod harness;
 mod history;
 mod lag;
 mod last;
+mod metrics;
 mod publish;
 mod redrive;
 mod snapshot;

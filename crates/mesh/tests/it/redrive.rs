@@ -105,7 +105,7 @@ async fn a_redriven_message_reaches_only_its_kind_with_its_original_subject_and_
         .iter()
         .map(|link| link.span_context.trace_id().to_string())
         .collect();
-    assert_eq!(links, [operators_trace.to_string(), FIRST_TRACE.to_owned()]);
+    assert_eq!(links, [FIRST_TRACE.to_owned(), operators_trace.to_string()]);
 
     until("the last redrive is acknowledged", async || {
         fixture

@@ -1,8 +1,9 @@
 use std::sync::{Arc, LazyLock, Mutex};
 
 use herald_mesh::{ConsumeOptions, Disposition, streams};
+use herald_trace::SpanIds;
 use opentelemetry::global;
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, TracerProvider as _};
+use opentelemetry::trace::{SpanId, SpanKind, Status, TraceContextExt as _, TracerProvider as _};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
@@ -30,12 +31,21 @@ pub(crate) fn spans() -> &'static Spans {
         let spans = Spans::default();
         let provider = SdkTracerProvider::builder()
             .with_simple_exporter(spans.clone())
+            .with_id_generator(SpanIds::default())
             .build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
         tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).unwrap();
         spans
     });
     &SPANS
+}
+
+/// The spans that a span is linked to.
+pub(crate) fn linked(span: &SpanData) -> Vec<SpanId> {
+    span.links
+        .iter()
+        .map(|link| link.span_context.span_id())
+        .collect()
 }
 
 #[tokio::test]
@@ -91,6 +101,8 @@ async fn a_trace_continues_from_the_publisher_to_the_handler() {
     assert!(process.parent_span_is_remote);
     assert_eq!(process.span_kind, SpanKind::Consumer);
     assert_eq!(inside.parent_span_id, process.span_context.span_id());
+    assert_eq!(linked(process), [failed.span_context.span_id()]);
+    assert!(linked(failed).is_empty());
 
     let attributes: Vec<_> = process
         .attributes

@@ -16,11 +16,17 @@ use super::value_files::{is_set_too, read_value, read_value_files, setting_of_fi
 use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
 
 /// Variables with the prefix that the command line reads itself and that are not settings.
-pub const RESERVED: [&str; 5] = [
+pub const RESERVED: [&str; 11] = [
+    "HERALD_CA_FILE",
+    "HERALD_CERT_FILE",
     "HERALD_CONFIG",
+    "HERALD_KEY_FILE",
     "HERALD_LOG",
+    "HERALD_OPERATOR_SERVER",
     "HERALD_OUTPUT",
     "HERALD_SERVER",
+    "HERALD_TOKEN",
+    "HERALD_TOKEN_FILE",
     "HERALD_TRACE_FILTER",
 ];
 

@@ -21,15 +21,15 @@
 //! #[serde(default)]
 //! struct Config {
 //!     threads: u32,
-//!     token: Secret,
+//!     password: Secret,
 //! }
 //!
 //! let config: Config = Loader::defaults()
-//!     .env([("HERALD_TOKEN", "1234")])
+//!     .env([("HERALD_PASSWORD", "1234")])
 //!     .flag("threads", Some(4))
 //!     .load()?;
-//! assert_eq!((config.threads, config.token.expose()), (4, "1234"));
-//! assert_eq!(herald_runtime::config::print(&config)?, "threads = 4\ntoken = \"[hidden]\"\n");
+//! assert_eq!((config.threads, config.password.expose()), (4, "1234"));
+//! assert_eq!(herald_runtime::config::print(&config)?, "password = \"[hidden]\"\nthreads = 4\n");
 //! # Ok::<(), herald_runtime::config::Error>(())
 //! ```
 

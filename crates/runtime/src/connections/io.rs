@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,16 +17,18 @@ use super::{Connection, Limits, Registered};
 const FIRST_BYTES: usize = 24;
 
 /// A connection that its port can close.
-pub struct GuardedStream {
+pub(super) struct GuardedStream {
     stream: TcpStream,
     connection: Connection,
+    /// Whether the bytes are those of TLS, which are no request.
+    is_tls: bool,
     _registered: Registered,
 }
 
 /// What is known of a connection's bytes.
 #[derive(Default)]
 pub(super) struct IoState {
-    /// Bytes read, counted up to [`FIRST_BYTES`].
+    /// Bytes of requests, counted up to [`FIRST_BYTES`].
     received: usize,
     /// Begin of the time in which the socket has been full.
     blocked_since: Option<Instant>,
@@ -75,13 +77,17 @@ impl IoState {
         }
     }
 
+    /// Counts bytes of requests.
+    pub(super) fn received(&mut self, count: usize) {
+        self.received = (self.received + count).min(FIRST_BYTES);
+    }
+
     fn read(&mut self, result: &Poll<Result<()>>, count: usize, cx: &Context<'_>) {
         match result {
             Poll::Pending => keep(&mut self.reader, cx),
             Poll::Ready(_) if count == 0 => {}
             Poll::Ready(_) => {
                 let now = Instant::now();
-                self.received = (self.received + count).min(FIRST_BYTES);
                 self.request_since.get_or_insert(now);
                 self.active_at = Some(now);
             }
@@ -119,11 +125,31 @@ impl fmt::Debug for GuardedStream {
 }
 
 impl GuardedStream {
-    pub(super) fn new(stream: TcpStream, connection: Connection, registered: Registered) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        connection: Connection,
+        is_tls: bool,
+        registered: Registered,
+    ) -> Self {
         Self {
             stream,
             connection,
+            is_tls,
             _registered: registered,
+        }
+    }
+
+    /// The first byte that the client has sent. It is still to be read.
+    pub(super) fn poll_first_byte(&mut self, cx: &mut Context<'_>) -> Poll<Result<u8>> {
+        self.check_open()?;
+        let mut byte = [0];
+        let peeked = self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte));
+        if peeked.is_pending() {
+            keep(&mut self.connection.0.io.lock().reader, cx);
+        }
+        match ready!(peeked)? {
+            0 => Poll::Ready(Err(ErrorKind::UnexpectedEof.into())),
+            _ => Poll::Ready(Ok(byte[0])),
         }
     }
 
@@ -158,7 +184,12 @@ impl AsyncRead for GuardedStream {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         let count = buf.filled().len() - before;
-        self.connection.0.io.lock().read(&result, count, cx);
+        let mut io = self.connection.0.io.lock();
+        io.read(&result, count, cx);
+        if !self.is_tls {
+            io.received(count);
+        }
+        drop(io);
         result
     }
 }

@@ -47,6 +47,10 @@ struct Running {
 
 /// A server that answers `/large` with many bytes, `/open` with few and no end, and anything else with few.
 fn start(limits: Limits) -> Running {
+    start_with(limits, None)
+}
+
+fn start_with(limits: Limits, tls: Option<ServerTls>) -> Running {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -80,7 +84,7 @@ fn start(limits: Limits) -> Running {
         let serving = Server::builder()
             .accept_http1(true)
             .add_routes(routes)
-            .serve_with_incoming_shutdown(port.incoming(listener), stop.clone().cancelled_owned());
+            .serve_with_incoming_shutdown(port.incoming_tls(listener, tls), stop.clone().cancelled_owned());
         port.watch_while(&stop, serving).await.unwrap();
     });
     Running {
@@ -153,6 +157,63 @@ async fn a_client_that_sends_nothing_or_half_a_preface_is_closed() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(server.counts.closed.get(), 2);
     until("one connection is left", || server.counts.open.get() == 1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_finish_its_handshake_or_sends_no_request_after_it_is_closed() {
+    let files = crate::tls::tests::Files::new();
+    let limits = Limits {
+        first_bytes_wait: SHORT,
+        ..limits()
+    };
+    let server = start_with(limits, Some(files.server(None)));
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut half = TcpStream::connect(server.address).await.unwrap();
+    half.write_all(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3])
+        .await
+        .unwrap();
+    let mut finished = files.connect(server.address, None).await.unwrap();
+    let stream = files.connect(server.address, None).await.unwrap();
+    let (client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    read_to_end(&mut silent).await;
+    read_to_end(&mut half).await;
+    let ended = tokio::time::timeout(TIMEOUT, finished.read_to_end(&mut Vec::new())).await;
+    let _ = ended.expect("the server closes the connection");
+    // A connection that is only idle stays.
+    let response = get(&client, "/").await.await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(server.counts.closed.get(), 3);
+    assert_eq!(server.counts.handshakes_failed.get(), 0);
+    until("one connection is left", || server.counts.open.get() == 1).await;
+}
+
+#[tokio::test]
+async fn over_tls_a_client_that_reads_no_bytes_is_closed_and_unread_answers_end() {
+    let files = crate::tls::tests::Files::new();
+    let limits = Limits {
+        write_wait: SHORT,
+        answer_wait: SHORT,
+        ..limits()
+    };
+    let server = start_with(limits, Some(files.server(None)));
+    let stream = files.connect(server.address, None).await.unwrap();
+    let (client, connection) = h2::client::Builder::new()
+        .initial_window_size(0)
+        .handshake::<_, Bytes>(stream)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let _unread = get(&client, "/large").await.await.unwrap();
+    until("the answer is cut", || server.counts.answers_cut.get() == 1).await;
+    let response = get(&client, "/").await.await;
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+    // More answers than fit into the buffers of the sockets, which nobody reads.
+    let mut stream = files.connect(server.address, None).await.unwrap();
+    let request = b"GET /large HTTP/1.1\r\nhost: test\r\n\r\n".repeat(20);
+    stream.write_all(&request).await.unwrap();
+    until("the connection is closed", || server.counts.closed.get() == 1).await;
+    until("nothing is held", || server.held.get() == 0).await;
 }
 
 #[tokio::test]

@@ -35,7 +35,8 @@ impl Server {
             counted.fetch_add(1, Ordering::Relaxed);
             Ok(request)
         });
-        let serving = crate::grpc::serve_routes(listener, Routes::new(health), CancellationToken::new());
+        let serving =
+            crate::grpc::serve_routes(listener, None, Routes::new(health), CancellationToken::new());
         let task = tokio::spawn(async move { serving.await.unwrap() });
         Self {
             address,
@@ -67,7 +68,7 @@ fn follow(addresses: &Arc<Mutex<Vec<SocketAddr>>>) -> (Peer, CancellationToken) 
     });
     let stop = CancellationToken::new();
     let urls = Urls::parse("http://graph.test:7700").unwrap();
-    (Peer::follow(urls, SERVICE, resolve, stop.clone()), stop)
+    (Peer::follow(urls, SERVICE, resolve, None, stop.clone()), stop)
 }
 
 async fn call(peer: &Peer) -> Result<(), tonic::Status> {
@@ -89,13 +90,14 @@ fn urls_are_checked() {
         "http://127.0.0.1:1",
         "http://[::1]:7700/",
         "http://a:1, http://b:2",
+        "https://graph:7700",
     ] {
         assert!(Urls::parse(url).is_ok(), "{url}");
     }
     for url in [
         "",
         "graph:7700",
-        "https://graph:7700",
+        "ftp://graph:7700",
         "http://graph",
         "http://me:secret@graph:7700",
         "http://graph:7700/path",

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::{SecretUrl, TimelinesConfig};
+use crate::encryption::Encryption;
 
 /// Configuration of the cluster engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +29,14 @@ pub struct Config {
     pub ledger_keep_days: u64,
     /// Retention of the audit log of operations on dead letters, days. Dead letters are retained as long as the ledger.
     pub dead_letter_operation_keep_days: u64,
+    /// Retention of the texts of deleted posts, hours from the deletion.
+    pub deleted_text_keep_hours: u64,
+    /// Retention of posts, days from their acceptance; at least `ledger_keep_days`. `None`: without end.
+    pub post_keep_days: Option<u64>,
     /// Cache of users, MiB for each direction (id to key, key to id).
     pub users_cache_mb: u64,
+    /// Encryption of devices.
+    pub encryption: Encryption,
     /// Timelines, in Valkey or Redis.
     pub timelines: TimelinesConfig,
 }
@@ -74,7 +81,10 @@ impl Default for Config {
             timeline_keep_days: 30,
             ledger_keep_days: 30,
             dead_letter_operation_keep_days: 365,
+            deleted_text_keep_hours: 7 * 24,
+            post_keep_days: None,
             users_cache_mb: 32,
+            encryption: Encryption::default(),
             timelines: TimelinesConfig::default(),
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! PostgreSQL is the truth for all records: users, follows with their history, posts, devices, preferences, the ledger,
 //! totals, dead letters and leases. Timelines are a view in Valkey that can be made again from PostgreSQL at any time.
-//! Processes hold no state beyond bounded caches of rows that never change.
+//! Processes hold no state beyond bounded caches: of rows that never change, and for a minute of users, who can be
+//! erased.
 
 mod config;
 mod opening;
@@ -24,22 +25,27 @@ pub use config::{Config, PostgresConfig};
 pub use herald_secret::SecretUrl;
 pub use opening::Opening;
 pub use postgres::Migrated;
-pub(crate) use postgres::{Attempt, Postgres};
+pub(crate) use postgres::{Attempt, Postgres, USERS_CACHED_FOR};
 use postgres::{
-    PostgresDeadLetters, PostgresDevices, PostgresFollows, PostgresLeases, PostgresLedger, PostgresPosts,
-    PostgresPreferences, PostgresRetention, PostgresStreamMarks, PostgresTotals, PostgresUsers,
+    PostgresApiKeys, PostgresDeadLetters, PostgresDevices, PostgresErasures, PostgresFollows, PostgresLeases,
+    PostgresLedger, PostgresPosts, PostgresPreferences, PostgresRetention, PostgresStreamMarks,
+    PostgresTotals, PostgresUsers,
 };
 pub use records::Records;
 use timelines::ClusterTimelines;
-pub use timelines::TimelinesConfig;
+pub use timelines::{PrimaryClock, TimelinesConfig, timeline_clocks};
 
-use crate::{Leases, Result, Retention, Stores, later::RecordStores};
+use crate::{
+    Leases, Metrics, Result, Retention, Stores, embedded::devices::Codec, encryption::StorageKeys,
+    later::RecordStores,
+};
 
 /// The open cluster engine.
 pub struct Cluster {
     postgres: Postgres,
     timelines: Arc<ClusterTimelines>,
     stores: Stores,
+    devices: Arc<PostgresDevices>,
     /// The name of this process for the leases of the engine.
     holder: String,
 }
@@ -54,12 +60,12 @@ impl Cluster {
     /// configuration is, or if Valkey would drop timelines.
     /// [`Invalid`](crate::ErrorKind::Invalid), too, while data of an embedded store is being moved into the database.
     pub async fn open(config: &Config) -> Result<Self> {
-        let postgres = Self::open_postgres(config).await?;
+        let postgres = Self::open_postgres(config, Metrics::default()).await?;
         Self::open_on(postgres, config).await
     }
 
-    async fn open_postgres(config: &Config) -> Result<Postgres> {
-        let postgres = Postgres::connect(&config.url, &config.postgres).await?;
+    async fn open_postgres(config: &Config, metrics: Metrics) -> Result<Postgres> {
+        let postgres = Postgres::connect_with(&config.url, &config.postgres, metrics).await?;
         postgres.migrate().await?;
         postgres.check_moved().await?;
         Ok(postgres)
@@ -83,11 +89,13 @@ impl Cluster {
             &process,
         );
         let timelines = Arc::new(timelines.await?);
-        let stores = stores(config, &postgres, &timelines, leases);
+        let devices = open_devices(config, &postgres)?;
+        let stores = stores(config, &postgres, &timelines, &devices, leases);
         Ok(Self {
             postgres,
             timelines,
             stores,
+            devices,
             holder: process,
         })
     }
@@ -101,9 +109,24 @@ impl Cluster {
         migrated
     }
 
+    /// The metrics of the engine, to be registered.
+    pub fn metrics(&self) -> &Metrics {
+        self.postgres.metrics()
+    }
+
     /// The stores of the engine.
     pub fn stores(&self) -> Stores {
         self.stores.clone()
+    }
+
+    /// The keys that devices are encrypted with.
+    pub fn storage_keys(&self) -> Arc<dyn StorageKeys> {
+        self.devices.clone()
+    }
+
+    /// Records the storage key of this process: before devices are written past its stores.
+    pub(crate) async fn record_storage_key(&self) -> Result<()> {
+        self.devices.record_key().await
     }
 
     /// The name of this process for the leases of the engine.
@@ -142,10 +165,11 @@ fn stores(
     config: &Config,
     postgres: &Postgres,
     timelines: &Arc<ClusterTimelines>,
+    devices: &Arc<PostgresDevices>,
     leases: Arc<dyn Leases>,
 ) -> Stores {
     let retained = Retained::new(config, postgres);
-    let records = record_stores(config, postgres, &retained, leases);
+    let records = record_stores(config, postgres, &retained, devices, leases);
     let health = Health {
         postgres: postgres.clone(),
         timelines: Arc::clone(timelines),
@@ -157,23 +181,33 @@ fn stores(
     )
 }
 
+/// The devices. [`Invalid`](crate::ErrorKind::Invalid) if a storage key is malformed.
+fn open_devices(config: &Config, postgres: &Postgres) -> Result<Arc<PostgresDevices>> {
+    let codec = Codec::new(&config.encryption, postgres.metrics())?;
+    Ok(Arc::new(PostgresDevices::new(postgres, codec)))
+}
+
 /// The stores that need PostgreSQL alone.
 fn record_stores(
     config: &Config,
     postgres: &Postgres,
     retained: &Retained,
+    devices: &Arc<PostgresDevices>,
     leases: Arc<dyn Leases>,
 ) -> RecordStores {
+    let users = Arc::new(PostgresUsers::new(postgres, config.users_cache_mb << 20));
     RecordStores {
-        users: Arc::new(PostgresUsers::new(postgres, config.users_cache_mb << 20)),
+        erasures: Arc::new(PostgresErasures::new(postgres, &users)),
+        users,
         follows: Arc::clone(&retained.follows) as _,
         posts: Arc::clone(&retained.posts) as _,
-        devices: Arc::new(PostgresDevices::new(postgres)),
+        devices: Arc::clone(devices) as _,
         preferences: Arc::new(PostgresPreferences::new(postgres)),
         ledger: Arc::new(PostgresLedger::new(postgres.clone())),
         totals: Arc::new(PostgresTotals::new(postgres.clone())),
         dead_letters: Arc::new(PostgresDeadLetters::new(postgres.clone())),
         leases,
+        api_keys: Arc::new(PostgresApiKeys::new(postgres)),
         stream_marks: Arc::new(PostgresStreamMarks::new(postgres)),
     }
 }

@@ -7,10 +7,14 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{Cluster, Config, Postgres, Retained, process_name, record_stores, timelines::ClusterTimelines};
+use super::{
+    Cluster, Config, Postgres, Retained, open_devices, process_name, record_stores,
+    timelines::ClusterTimelines,
+};
 use crate::{
-    Error, Leases, Result, Stores,
+    Error, Leases, Metrics, Result, Stores,
     cluster::postgres::PostgresLeases,
+    encryption::StorageKeys as _,
     later::{LaterStores, Reason},
 };
 
@@ -24,6 +28,7 @@ pub struct Opening {
     stores: LaterStores,
     reason: Reason,
     opened: Arc<Opened>,
+    metrics: Metrics,
 }
 
 /// What is open.
@@ -47,7 +52,13 @@ impl Opening {
                 timelines: OnceLock::new(),
             }),
             reason: shared,
+            metrics: Metrics::default(),
         }
+    }
+
+    /// The metrics of the engine, to be registered.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The stores of the engine.
@@ -59,13 +70,18 @@ impl Opening {
     /// while a server can't be used. Must be called inside of the runtime that uses the engine, and once.
     ///
     /// # Errors
-    /// A server that [`Cluster::open`] refuses.
+    /// A server that [`Cluster::open`] refuses, or a storage key that [`StorageKeys::check`](crate::encryption::StorageKeys::check)
+    /// misses.
     pub async fn open(&self) -> Result<()> {
         let config = &self.config;
-        let postgres = self.retry(|| Cluster::open_postgres(config)).await?;
+        let postgres = self
+            .retry(|| Cluster::open_postgres(config, self.metrics.clone()))
+            .await?;
         let leases: Arc<dyn Leases> = Arc::new(PostgresLeases::new(postgres.clone()));
         let retained = Retained::new(config, &postgres);
-        let records = record_stores(config, &postgres, &retained, Arc::clone(&leases));
+        let devices = open_devices(config, &postgres)?;
+        self.retry(|| devices.check()).await?;
+        let records = record_stores(config, &postgres, &retained, &devices, Arc::clone(&leases));
         self.stores.set_records(&records);
         let _ = self.opened.postgres.set(postgres.clone());
         tracing::info!("PostgreSQL can be used now");

@@ -8,7 +8,7 @@ use std::{
 use fjall::{Keyspace, Readable as _, Snapshot};
 
 use super::{Config, Embedded, contents::DATABASES, database::map_err, dir::io_error, timelines};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, encryption::Encryption};
 
 /// What a backup copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,8 +26,9 @@ impl Embedded {
     /// is complete.
     ///
     /// Blocks the thread; memory is bounded. `target` must not exist: it appears when the copy is complete and durable,
-    /// and what an interruption leaves is `target` with `.partial` appended, which a repetition replaces. Streams, the
-    /// VAPID key and Parquet files are not in the store and not copied.
+    /// and what an interruption leaves is `target` with `.partial` appended, which a repetition replaces. Devices
+    /// stay encrypted with the keys of the store. Streams, the VAPID key, storage keys and Parquet files are not in the
+    /// store and not copied.
     pub fn backup(&self, target: &Path) -> Result<Backup> {
         if target.exists() {
             let message = format!("{} exists: name a new directory for the backup", target.display());
@@ -55,6 +56,8 @@ impl Embedded {
         // Makes all keyspaces, with their options.
         let copy = Self::open(&Config {
             data_dir: partial.into(),
+            // Rows are copied as they are.
+            encryption: Encryption::default(),
             ..self.config.clone()
         })?;
         let mut copied = Backup::default();

@@ -47,7 +47,10 @@ impl Contents {
         let (present, absent): (Vec<&str>, Vec<&str>) = DATABASES.into_iter().partition(exists);
         for name in absent {
             if contents.expects(name, !present.is_empty()) {
-                return Err(contents.missing(&format!("the database {name} ({})", dir.join(name).display())));
+                return Err(contents.missing(
+                    name,
+                    &format!("the database {name} ({})", dir.join(name).display()),
+                ));
             }
         }
         for name in present {
@@ -81,7 +84,7 @@ impl Contents {
         let mut lost =
             recorded.filter(|keyspace| database_of(keyspace) == name && !found.contains(*keyspace));
         match lost.next() {
-            Some(keyspace) => Err(self.missing(&format!("the keyspace {keyspace}"))),
+            Some(keyspace) => Err(self.missing(name, &format!("the keyspace {keyspace}"))),
             None => Ok(()),
         }
     }
@@ -122,7 +125,7 @@ impl Contents {
         if !self.expects(name, true) {
             return remove_unfinished(&dir);
         }
-        let missing = |file: &str| Err(self.missing(&format!("the file {}", dir.join(file).display())));
+        let missing = |file: &str| Err(self.missing(name, &format!("the file {}", dir.join(file).display())));
         if !dir.join("version").exists() {
             return missing("version");
         }
@@ -152,14 +155,21 @@ impl Contents {
         Ok(())
     }
 
-    fn missing(&self, what: &str) -> Error {
+    fn missing(&self, database: &str, what: &str) -> Error {
         let dir = self.dir.display();
+        let remedy = if database == "timelines" {
+            format!(
+                "run `herald recover --data-dir {dir}`: the next start then rebuilds the timelines from the ledger"
+            )
+        } else {
+            "restore the whole directory from a backup; to give up all data, remove the whole directory"
+                .into()
+        };
         Error::new(
             ErrorKind::Corrupt,
             format!(
                 "the data directory {dir} has lost a part of its data: {what} is missing, and was there at the last \
-                 start; put it back from where it was moved to, or restore the whole directory from a backup; \
-                 timelines are rebuilt after `herald recover`; to give up all data, remove the whole directory"
+                 start; put it back from where it was moved to, or {remedy}"
             ),
         )
     }
@@ -242,6 +252,12 @@ mod tests {
         assert!(
             message.contains(named) && message.contains(dir.path().to_str().unwrap()),
             "{named}: {message}"
+        );
+        let (missing, remedy) = message.split_once(" is missing").unwrap();
+        assert_eq!(
+            remedy.contains("herald recover"),
+            missing.contains("timelines"),
+            "{message}"
         );
     }
 

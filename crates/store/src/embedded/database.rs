@@ -13,7 +13,9 @@ use fjall::{Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Snaps
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::oneshot;
 
-use super::{dir::io_error, fault::Fault, journal::ActiveJournal, shared_error::SharedError, space::Space};
+use super::{
+    dir::io_error, fault::Fault, journal::ActiveJournal, shared_error::SharedError, space::Space, tables,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// Memtable size of one keyspace, bytes. Small, because there are many keyspaces.
@@ -314,16 +316,35 @@ pub(crate) fn map_err(error: fjall::Error) -> Error {
 pub(crate) fn opening(dir: &Path, error: fjall::Error) -> Error {
     let error = map_err(error);
     let remedy = match error.kind() {
-        ErrorKind::Corrupt => {
-            ": a file in it is damaged; restore the data directory from a backup, or run `herald recover`, which rebuilds \
-             damaged timelines and keeps what can be read of journals"
-        }
-        ErrorKind::Full => ": its disk is full; free some space",
-        ErrorKind::Locked => ": it is open in another process; stop that one",
-        _ => "",
+        ErrorKind::Corrupt => damage(dir),
+        ErrorKind::Full => ": its disk is full; free some space".into(),
+        ErrorKind::Locked => ": it is open in another process; stop that one".into(),
+        _ => String::new(),
     };
     let message = format!("can't open the database {}{remedy}", dir.display());
     Error::with_source(error.kind(), message, error)
+}
+
+/// What is damaged in a database, and what to do.
+fn damage(dir: &Path) -> String {
+    let files = tables::damaged(dir);
+    let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    let damaged = if files.is_empty() {
+        "a file in it".into()
+    } else {
+        files.join(", ")
+    };
+    if dir.ends_with("timelines") {
+        let data_dir = dir.parent().unwrap_or(dir).display();
+        return format!(
+            ": damaged is {damaged}; run `herald recover --data-dir {data_dir}`: the next start then rebuilds the timelines from \
+             the ledger"
+        );
+    }
+    format!(
+        ": damaged is {damaged}, which has the only copy of its data; restore the data directory from a backup (`herald \
+         restore`)"
+    )
 }
 
 fn map_io(kind: std::io::ErrorKind, error: fjall::Error) -> Error {

@@ -55,10 +55,13 @@ impl Dir {
     }
 }
 
-fn check_format(dir: &Path) -> Result<()> {
+/// Whether a directory has a store, as its file `format` tells. Changes nothing.
+///
+/// [`Corrupt`](ErrorKind::Corrupt) if the file has something else, or is missing beside databases.
+pub fn has_store(dir: &Path) -> Result<bool> {
     let path = dir.join("format");
     match fs::read_to_string(&path) {
-        Ok(found) if found == FORMAT => Ok(()),
+        Ok(found) if found == FORMAT => Ok(true),
         Ok(found) => Err(Error::new(
             ErrorKind::Corrupt,
             format!(
@@ -69,14 +72,18 @@ fn check_format(dir: &Path) -> Result<()> {
                 FORMAT.trim()
             ),
         )),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            check_unused(dir)?;
-            Contents::begin(dir)?;
-            write_durably(dir, "format", FORMAT)
-                .map_err(|e| io_error(format!("can't write {}", path.display()), e))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => check_unused(dir).map(|()| false),
         Err(e) => Err(io_error(format!("can't read {}", path.display()), e)),
     }
+}
+
+fn check_format(dir: &Path) -> Result<()> {
+    if has_store(dir)? {
+        return Ok(());
+    }
+    Contents::begin(dir)?;
+    write_durably(dir, "format", FORMAT)
+        .map_err(|e| io_error(format!("can't write {}", dir.join("format").display()), e))
 }
 
 /// Refuses to make a store beside databases whose format is unknown.
@@ -87,8 +94,10 @@ fn check_unused(dir: &Path) -> Result<()> {
             ErrorKind::Corrupt,
             format!(
                 "the data directory {} has the database {name} and no file `format`, which tells how to read it: put the \
-                 file back, or use an empty directory",
+                 file back ({:?} and a newline, if this version of herald wrote the directory), restore a backup, or use an \
+                 empty directory",
                 dir.display(),
+                FORMAT.trim(),
             ),
         )),
         None => Ok(()),

@@ -12,6 +12,7 @@
 //! to the cluster engine; the file `rebuild-timelines` says that timelines are being rebuilt. `damaged/` has what
 //! [`recover`](recover()) and rebuilds replaced.
 
+pub(crate) mod api_keys;
 mod backup;
 mod blocking;
 mod cache;
@@ -22,6 +23,8 @@ pub(crate) mod databases;
 pub(crate) mod dead_letters;
 pub(crate) mod devices;
 pub(crate) mod dir;
+pub(crate) mod erased_timelines;
+pub(crate) mod erasures;
 mod fault;
 pub(crate) mod follows;
 mod group_commit;
@@ -38,6 +41,7 @@ mod retention;
 pub(crate) mod shared_error;
 mod space;
 pub(crate) mod stream_marks;
+mod tables;
 #[cfg(test)]
 mod testing;
 pub mod timelines;
@@ -55,15 +59,20 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     backup::Backup,
+    dir::has_store,
     journal::JournalReport,
-    recover::{Recovery, recover},
+    recover::{Recovery, TimelinesState, inspect, recover},
     timelines::EmbeddedTimelines,
 };
 use self::{
-    clock::Clock, contents::Contents, databases::Databases, dir::Dir, fault::Fault, health::Health,
-    ledger::Ledger, mark::Mark, parts::Parts, retention::Retention, space::Space,
+    clock::Clock, contents::Contents, databases::Databases, dir::Dir, erased_timelines::ErasedTimelines,
+    fault::Fault, health::Health, ledger::Ledger, mark::Mark, parts::Parts, retention::Retention,
+    space::Space,
 };
-use crate::{Result, Stores};
+use crate::{
+    Metrics, Result, Stores,
+    encryption::{Encryption, StorageKeys},
+};
 
 /// Configuration of the embedded engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +112,12 @@ pub struct Config {
     pub ledger_keep_days: u64,
     /// Retention of the audit log of operations on dead letters, days. Dead letters are retained as long as the ledger.
     pub dead_letter_operation_keep_days: u64,
+    /// Retention of the texts of deleted posts, hours from the deletion.
+    pub deleted_text_keep_hours: u64,
+    /// Retention of posts, days from their acceptance; at least `ledger_keep_days`. `None`: without end.
+    pub post_keep_days: Option<u64>,
+    /// Encryption of devices.
+    pub encryption: Encryption,
     /// Configuration of timelines.
     pub timelines: timelines::Config,
 }
@@ -125,6 +140,9 @@ impl Default for Config {
             timeline_keep_days: 30,
             ledger_keep_days: 30,
             dead_letter_operation_keep_days: 365,
+            deleted_text_keep_hours: 7 * 24,
+            post_keep_days: None,
+            encryption: Encryption::default(),
             timelines: timelines::Config::default(),
         }
     }
@@ -139,6 +157,7 @@ pub struct Embedded {
     parts: Parts,
     databases: Databases,
     timelines: Arc<EmbeddedTimelines>,
+    metrics: Metrics,
     fault: Arc<Fault>,
     dir: Dir,
 }
@@ -149,7 +168,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 impl Embedded {
     /// Opens the engine and creates missing files. [`Locked`](crate::ErrorKind::Locked) if the directory is open in
     /// another process, [`Corrupt`](crate::ErrorKind::Corrupt) if it has another format,
-    /// [`Invalid`](crate::ErrorKind::Invalid) if its data was moved to the cluster engine.
+    /// [`Invalid`](crate::ErrorKind::Invalid) if its data was moved to the cluster engine, or if a key that its devices are
+    /// encrypted with is missing.
     pub fn open(config: &Config) -> Result<Self> {
         let dir = Dir::open(&config.data_dir)?;
         match Mark::read(dir.path())? {
@@ -180,9 +200,11 @@ impl Embedded {
             &contents,
         )?;
         let timelines = Arc::new(timelines);
-        let parts = Parts::open(&databases, config)?;
+        let metrics = Metrics::default();
+        let parts = Parts::open(&databases, config, &metrics)?;
         let ledger = Arc::new(Ledger::open(&databases.records)?);
-        timelines.attach(Arc::clone(&ledger))?;
+        let erased = ErasedTimelines::open(&databases.records)?;
+        timelines.attach(Arc::clone(&ledger), erased)?;
         let clock = Clock::open(&databases.records)?;
         // All keyspaces exist now.
         contents.record([
@@ -191,7 +213,7 @@ impl Embedded {
             ("totals", databases.totals.fjall()),
             ("timelines", timelines.fjall()),
         ])?;
-        let retention = Arc::new(parts.retention(&timelines, &ledger, clock, config));
+        let retention = Arc::new(parts.retention(&timelines, &ledger, clock, config, &metrics));
         let health = Arc::new(Health {
             records: Arc::clone(&databases.records),
             timelines: Arc::clone(&timelines),
@@ -204,9 +226,20 @@ impl Embedded {
             parts,
             databases,
             timelines,
+            metrics,
             fault,
             dir,
         })
+    }
+
+    /// The metrics of the engine, to be registered.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The keys that devices are encrypted with.
+    pub fn storage_keys(&self) -> Arc<dyn StorageKeys> {
+        self.parts.devices.clone()
     }
 
     /// The stores of the engine.
@@ -221,7 +254,9 @@ impl Embedded {
             ledger: self.ledger.clone(),
             totals: self.parts.totals.clone(),
             dead_letters: self.parts.dead_letters.clone(),
+            erasures: self.parts.erasures.clone(),
             leases: self.parts.leases.clone(),
+            api_keys: self.parts.api_keys.clone(),
             stream_marks: self.parts.stream_marks.clone(),
             retention: self.retention.clone(),
             health: self.health.clone(),
@@ -270,6 +305,7 @@ impl Embedded {
 
 #[cfg(test)]
 mod tests {
+    use herald_metrics::Shared;
     use herald_model::{
         Channel, FollowVersion, Lane, Post, PostId, PushContent, Recipients, UserId, UserKey, time::Timestamp,
     };
@@ -326,7 +362,21 @@ mod tests {
             stores.timelines.newest(UserKey(2), None, 10).await.unwrap().posts,
             [PostId(2), PostId(1)]
         );
+        let deleted = Archived::Deleted {
+            post: PostId(1),
+            at: now.minus(8 * day),
+        };
+        stores.posts.archive(&[deleted]).await.unwrap();
         stores.retention.trim(now).await.unwrap();
+        let shared = Shared::new();
+        shared.register(|registry| store.metrics().register(registry));
+        let exported = shared.open_metrics();
+        for line in [
+            "herald_store_retention_removed_total{data=\"texts\"} 1",
+            "herald_store_retention_removed_total{data=\"posts\"} 0",
+        ] {
+            assert!(exported.lines().any(|found| found == line), "{line}\n{exported}");
+        }
         assert_eq!(
             stores.timelines.newest(UserKey(2), None, 10).await.unwrap().posts,
             [PostId(2)]

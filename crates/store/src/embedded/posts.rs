@@ -7,17 +7,28 @@
 //! | `post_deletions` | post → time; can precede the post |
 //! | `post_requests` | (author, request id) → post, time |
 //! | `post_request_times` | (time, author, request id) → nothing, the index for retention of `post_requests` |
+//! | `post_deleted_texts` | (author, post) → nothing, for deleted posts whose text is held |
+//! | `post_deleted_text_times` | (time of the deletion, post) → nothing, the index for retention of these texts |
+//! | [`REMOVED`] | time → post: all posts less than the post are removed, and were accepted before the time |
+//! | `posts_state` | marks, such as that all deleted texts are indexed |
 
 pub(crate) mod row;
 #[cfg(test)]
 mod tests;
+mod texts;
+mod trim;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch, Readable};
 use futures::executor::block_on;
 use herald_model::{Post, PostId, UserKey, time::Timestamp};
+use parking_lot::Mutex;
 use prost::Message;
 
 use self::row::{Request, Row};
@@ -26,13 +37,13 @@ use super::{
     database::{self, Database, map_err},
     group_commit::GroupCommit,
 };
-use crate::{Archived, Error, ErrorKind, Result};
+use crate::{Archived, Error, ErrorKind, Result, removed_posts::RemovedPosts};
 
 /// Number of entries at which a batch takes no more calls.
 const BATCH_ENTRIES_MAX: usize = 4_096;
 
-/// Maximum number of request ids that one commit of [`EmbeddedPosts::trim`] removes.
-const TRIM_REQUESTS_MAX: usize = 10_000;
+/// Name of the keyspace of removals of posts.
+pub(crate) const REMOVED: &str = "posts_removed";
 
 /// The embedded engine's [`Posts`](crate::Posts).
 pub(crate) struct EmbeddedPosts {
@@ -47,13 +58,29 @@ struct Tables {
     deletions: Keyspace,
     requests: Keyspace,
     request_times: Keyspace,
+    deleted_texts: Keyspace,
+    deleted_text_times: Keyspace,
+    removed_rows: Keyspace,
+    state: Keyspace,
+    /// What `removed_rows` has.
+    removed: Mutex<RemovedPosts>,
+    /// Posts less than this one have no rows any more: a trim begins here, and doesn't read the tombstones before.
+    trimmed: AtomicU64,
     request_keep: Duration,
     cache: Cache<u64, Arc<Post>>,
 }
 
 enum Job {
     Archive(Vec<Archived>),
-    Trim(Timestamp),
+    TrimRequests(Timestamp),
+    EraseTexts(Vec<u64>),
+    TrimTexts(Timestamp),
+    HidePosts {
+        before: Timestamp,
+        first: PostId,
+        ages_since: Timestamp,
+    },
+    TrimPosts,
 }
 
 /// The current batch and its changes, which can't be read from the keyspaces yet.
@@ -62,6 +89,20 @@ struct CommitBatch {
     created: HashMap<u64, UserKey>,
     deleted: HashMap<u64, Timestamp>,
     requests: HashMap<Vec<u8>, Request>,
+    /// Posts whose cached values are out of date after the commit, besides the deleted ones.
+    changed: Vec<u64>,
+}
+
+impl CommitBatch {
+    fn new(database: &Database) -> Self {
+        Self {
+            batch: database.batch(),
+            created: HashMap::new(),
+            deleted: HashMap::new(),
+            requests: HashMap::new(),
+            changed: Vec::new(),
+        }
+    }
 }
 
 impl EmbeddedPosts {
@@ -78,28 +119,25 @@ impl EmbeddedPosts {
             deletions: keyspace("post_deletions")?,
             requests: keyspace("post_requests")?,
             request_times: keyspace("post_request_times")?,
+            deleted_texts: keyspace("post_deleted_texts")?,
+            deleted_text_times: keyspace("post_deleted_text_times")?,
+            removed_rows: keyspace(REMOVED)?,
+            state: keyspace("posts_state")?,
+            removed: Mutex::default(),
+            trimmed: AtomicU64::new(0),
             database: Arc::clone(database),
             request_keep,
             cache: Cache::new("posts", cache_bytes_max, |_, post: &Arc<Post>| memory_bytes(post)),
         });
+        tables.index_texts()?;
+        *tables.removed.lock() = tables.read_removed()?;
         let shared = Arc::clone(&tables);
         let weigh = |job: &Job| match job {
             Job::Archive(entries) => entries.len(),
-            Job::Trim(_) => BATCH_ENTRIES_MAX,
+            _ => BATCH_ENTRIES_MAX,
         };
         let writes = GroupCommit::start("posts", BATCH_ENTRIES_MAX, weigh, move |jobs| shared.run(jobs))?;
         Ok(Self { tables, writes })
-    }
-
-    /// Removes request ids past their retention and returns their number.
-    pub(crate) async fn trim(&self, now: Timestamp) -> Result<usize> {
-        let mut removed = 0;
-        loop {
-            match self.writes.run(Job::Trim(now)).await? {
-                0 => return Ok(removed),
-                some => removed += some,
-            }
-        }
     }
 
     /// Finds the first post from `from` on that was accepted at `moment` or later; one past the last post if all are
@@ -109,6 +147,16 @@ impl EmbeddedPosts {
     /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
     /// those after it.
     pub(crate) fn first_retained(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
+        let (first, removed) = {
+            let removed = self.tables.removed.lock();
+            (removed.first(), removed.first_since(moment))
+        };
+        if let Some(removed) = removed
+            && from < first
+        {
+            return Ok(from.max(removed).max(PostId(1)));
+        }
+        let from = from.max(first);
         let mut next = from.max(PostId(1));
         for row in self.tables.posts.range(from.0.to_be_bytes()..) {
             let (key, value) = row.into_inner().map_err(map_err)?;
@@ -141,43 +189,67 @@ impl EmbeddedPosts {
 }
 
 impl Tables {
-    /// Does a batch of jobs.
+    /// Does a batch of jobs, in their order.
     fn run(&self, jobs: Vec<Job>) -> Result<Vec<Result<usize>>> {
-        let mut pending = CommitBatch {
-            batch: self.database.batch(),
-            created: HashMap::new(),
-            deleted: HashMap::new(),
-            requests: HashMap::new(),
-        };
+        let mut pending = CommitBatch::new(&self.database);
         let mut answers = Vec::with_capacity(jobs.len());
         for job in jobs {
-            answers.push(Ok(match job {
-                Job::Archive(entries) => {
-                    for entry in &entries {
-                        match entry {
-                            Archived::Created(post) => self.create(&mut pending, post)?,
-                            Archived::Deleted { post, at } => self.delete(&mut pending, post.0, *at)?,
-                        }
-                    }
-                    entries.len()
+            let Job::Archive(entries) = job else {
+                // The job reads rows, so the changes before it must be committed.
+                let before = std::mem::replace(&mut pending, CommitBatch::new(&self.database));
+                self.commit(before)?;
+                answers.push(self.remove(job));
+                continue;
+            };
+            for entry in &entries {
+                match entry {
+                    Archived::Created(post) => self.create(&mut pending, post)?,
+                    Archived::Deleted { post, at } => self.delete(&mut pending, post.0, *at)?,
                 }
-                Job::Trim(now) => self.trim(&mut pending, now)?,
-            }));
+            }
+            answers.push(Ok(entries.len()));
         }
+        self.commit(pending)?;
+        Ok(answers)
+    }
+
+    /// Does a job that removes something, and returns the number of rows that it removed or changed.
+    fn remove(&self, job: Job) -> Result<usize> {
+        let mut pending = CommitBatch::new(&self.database);
+        let removed = match job {
+            Job::Archive(_) => 0,
+            Job::TrimRequests(now) => self.trim_requests(&mut pending, now)?,
+            Job::EraseTexts(posts) => self.erase_texts(&mut pending, &posts)?,
+            Job::TrimTexts(before) => self.trim_texts(&mut pending, before)?,
+            Job::HidePosts {
+                before,
+                first,
+                ages_since,
+            } => {
+                self.hide_posts(before, first, ages_since)?;
+                0
+            }
+            Job::TrimPosts => self.trim_posts(&mut pending)?,
+        };
+        self.commit(pending)?;
+        Ok(removed)
+    }
+
+    fn commit(&self, pending: CommitBatch) -> Result<()> {
         if pending.batch.is_empty() {
-            return Ok(answers);
+            return Ok(());
         }
         let committed = block_on(self.database.commit(pending.batch));
-        for post in pending.deleted.keys() {
+        for post in pending.deleted.keys().chain(&pending.changed) {
             self.cache.invalidate(post);
         }
-        committed.map(|()| answers)
+        committed
     }
 
     /// Stores a post, unless it is already stored.
     fn create(&self, pending: &mut CommitBatch, post: &Post) -> Result<()> {
         let id = post.id.0;
-        if self.author_of(pending, id)?.is_some() {
+        if id < self.first() || self.author_of(pending, id)?.is_some() {
             return Ok(());
         }
         pending.batch.insert(
@@ -186,10 +258,11 @@ impl Tables {
             Row::from_post(post).encode_to_vec(),
         );
         pending.created.insert(id, post.author);
-        if !self.is_deleted(pending, id)? {
-            pending
+        match self.deleted_at(pending, id)? {
+            Some(at) => self.add_text(pending, post.author, id, at),
+            None => pending
                 .batch
-                .insert(&self.by_author, by_author_key(post.author, id), []);
+                .insert(&self.by_author, by_author_key(post.author, id), []),
         }
 
         let key = request_key(post.author, &post.request_id);
@@ -215,7 +288,7 @@ impl Tables {
 
     /// Records a deletion. The first deletion of a post counts.
     fn delete(&self, pending: &mut CommitBatch, post: u64, at: Timestamp) -> Result<()> {
-        if self.is_deleted(pending, post)? {
+        if post < self.first() || self.deleted_at(pending, post)?.is_some() {
             return Ok(());
         }
         pending
@@ -224,32 +297,9 @@ impl Tables {
         pending.deleted.insert(post, at);
         if let Some(author) = self.author_of(pending, post)? {
             pending.batch.remove(&self.by_author, by_author_key(author, post));
+            self.add_text(pending, author, post, at);
         }
         Ok(())
-    }
-
-    /// Removes request ids past their retention. It is a job of the writer thread, so that it can't remove a request id
-    /// that was written again meanwhile.
-    fn trim(&self, pending: &mut CommitBatch, now: Timestamp) -> Result<usize> {
-        let keep = i64::try_from(self.request_keep.as_micros()).unwrap_or(i64::MAX);
-        let end = now.0.saturating_sub(keep).max(0).to_be_bytes();
-        let mut removed = 0;
-        for row in self.request_times.range(..end).take(TRIM_REQUESTS_MAX) {
-            let time_key = row.key().map_err(map_err)?;
-            let (Some(at), Some(key)) = (time_key.get(..8), time_key.get(8..)) else {
-                return Err(corrupt("request time"));
-            };
-            if !pending.requests.contains_key(key)
-                && self
-                    .request(key)?
-                    .is_some_and(|request| request.at.0.to_be_bytes() == at)
-            {
-                pending.batch.remove(&self.requests, key);
-            }
-            pending.batch.remove(&self.request_times, time_key);
-            removed += 1;
-        }
-        Ok(removed)
     }
 
     fn author_of(&self, pending: &CommitBatch, post: u64) -> Result<Option<UserKey>> {
@@ -259,8 +309,11 @@ impl Tables {
         Ok(self.row(post)?.map(|row| UserKey(row.author)))
     }
 
-    fn is_deleted(&self, pending: &CommitBatch, post: u64) -> Result<bool> {
-        Ok(pending.deleted.contains_key(&post) || self.deletion(post)?.is_some())
+    fn deleted_at(&self, pending: &CommitBatch, post: u64) -> Result<Option<Timestamp>> {
+        match pending.deleted.get(&post) {
+            Some(at) => Ok(Some(*at)),
+            None => self.deletion(post),
+        }
     }
 
     fn row(&self, post: u64) -> Result<Option<Row>> {
@@ -359,7 +412,8 @@ impl crate::Posts for EmbeddedPosts {
         let Some(last) = posts.last_key_value() else {
             return Ok(PostId(1));
         };
-        let (mut low, mut high) = (1, decode_id(&last.key().map_err(map_err)?)? + 1);
+        let first = self.tables.first().max(1);
+        let (mut low, mut high) = (first, decode_id(&last.key().map_err(map_err)?)? + 1);
         // Posts less than `low` are older than `moment`; posts from `high` on are not.
         while low < high {
             let middle = low + (high - low) / 2;
@@ -381,9 +435,18 @@ impl crate::Posts for EmbeddedPosts {
 
     async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
         let from = after.map_or(0, |after| after.0.saturating_add(1));
+        let from = from.max(self.tables.first());
         let rows = self.tables.posts.range(from.to_be_bytes()..).take(limit);
         rows.map(|row| Ok(PostId(decode_id(&row.key().map_err(map_err)?)?)))
             .collect()
+    }
+
+    async fn of_author(&self, author: UserKey, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.texts_of(author, after, limit)
+    }
+
+    async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
+        self.erase(posts).await.map(|erased| erased as u64)
     }
 }
 

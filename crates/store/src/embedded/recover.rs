@@ -10,20 +10,33 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result};
 
-/// What [`recover`] found and did.
+/// What [`recover`] found and did, or [`inspect`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
     /// The damaged journals, of each database the oldest first.
     pub journals: Vec<JournalReport>,
-    /// Whether timelines can't be read: the next start moves them to the directory `damaged`, and rebuilds them from the
-    /// ledger while it serves calls.
-    pub rebuilds_timelines: bool,
+    /// Whether timelines can be read. If not, the next start moves them to the directory `damaged`, and rebuilds them from
+    /// the ledger while it serves calls.
+    pub timelines: TimelinesState,
+}
+
+/// Whether the timelines can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimelinesState {
+    /// All of them.
+    Intact,
+    /// Not all of them: a block is damaged.
+    Damaged,
+    /// None: their database, or a part of it, is missing.
+    Missing,
+    /// It is not known, because their journal is damaged.
+    Unknown,
 }
 
 impl Recovery {
-    /// Whether nothing was damaged.
+    /// Whether nothing is damaged.
     pub fn is_intact(&self) -> bool {
-        self.journals.is_empty() && !self.rebuilds_timelines
+        self.journals.is_empty() && self.timelines == TimelinesState::Intact
     }
 }
 
@@ -37,19 +50,34 @@ impl Recovery {
 /// Reads all timelines, so it takes some seconds a gigabyte. [`Locked`](ErrorKind::Locked) while the store is open,
 /// [`Invalid`](ErrorKind::Invalid) if there is no store. Safe to repeat after an interruption.
 pub fn recover(config: &Config) -> Result<Recovery> {
+    let dir = open(config)?;
+    let journals = journal::recover(dir.path())?;
+    let timelines = timelines::check(dir.path(), &config.timelines)?;
+    if timelines != TimelinesState::Intact {
+        timelines::request_rebuild(dir.path())?;
+    }
+    Ok(Recovery { journals, timelines })
+}
+
+/// Checks as [`recover`] does, and recovers nothing.
+pub fn inspect(config: &Config) -> Result<Recovery> {
+    let dir = open(config)?;
+    let journals = journal::inspect(dir.path())?;
+    // fjall would cut a damaged journal.
+    let timelines = if journals.iter().any(|journal| journal.database == "timelines") {
+        TimelinesState::Unknown
+    } else {
+        timelines::check(dir.path(), &config.timelines)?
+    };
+    Ok(Recovery { journals, timelines })
+}
+
+/// Locks the directory of a store.
+fn open(config: &Config) -> Result<Dir> {
     let data_dir: &Path = &config.data_dir;
     if !data_dir.join("format").exists() {
         let message = format!("there is no store in the data directory {}", data_dir.display());
         return Err(Error::new(ErrorKind::Invalid, message));
     }
-    let dir = Dir::open(data_dir)?;
-    let journals = journal::recover(dir.path())?;
-    let rebuilds_timelines = timelines::is_damaged(dir.path(), &config.timelines)?;
-    if rebuilds_timelines {
-        timelines::request_rebuild(dir.path())?;
-    }
-    Ok(Recovery {
-        journals,
-        rebuilds_timelines,
-    })
+    Dir::open(data_dir)
 }

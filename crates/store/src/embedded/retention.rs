@@ -10,7 +10,7 @@ use super::{
     blocking::read_blocking, clock::Clock, dead_letters::EmbeddedDeadLetters, follows::EmbeddedFollows,
     ledger::Ledger, posts::EmbeddedPosts, timelines::EmbeddedTimelines, totals::EmbeddedTotals,
 };
-use crate::{ClockCheck, Result};
+use crate::{ClockCheck, Metrics, Result};
 
 /// The stores with retention, and their limits: the embedded engine's [`Retention`](crate::Retention).
 #[derive(Clone)]
@@ -28,6 +28,11 @@ pub(super) struct Retention {
     pub(super) ledger_keep: Duration,
     /// Retention of operations on dead letters.
     pub(super) dead_letter_operation_keep: Duration,
+    /// Retention of the texts of deleted posts, from the deletion.
+    pub(super) deleted_text_keep: Duration,
+    /// Retention of posts, from their acceptance.
+    pub(super) post_keep: Option<Duration>,
+    pub(super) metrics: Metrics,
 }
 
 impl Retention {
@@ -43,22 +48,30 @@ impl Retention {
         // A dead-lettered event can be redriven as long as its dead letter exists, and its chunks must not be counted
         // again.
         let counted = self.totals.first_post()?;
-        let oldest_counted = self
-            .posts
-            .first_retained(counted, now.minus(2 * self.ledger_keep))?;
+        let counted_since = now.minus(2 * self.ledger_keep);
+        let oldest_counted = self.posts.first_retained(counted, counted_since)?;
         let counted_chunks = self.totals.trim(oldest_counted).await?;
         let dead_letters = self.dead_letters.trim(
             now.minus(self.ledger_keep),
             now.minus(self.dead_letter_operation_keep),
         );
         let dead_letters = dead_letters.await?;
-        if versions + requests + ledger_rows + counted_chunks > 0 || dead_letters > 0 {
+        let texts = self.posts.trim_texts(now.minus(self.deleted_text_keep)).await?;
+        self.metrics.add_removed("texts", texts as u64);
+        let posts = match self.post_keep {
+            Some(keep) => self.posts.trim_posts(now.minus(keep), counted_since).await?,
+            None => 0,
+        };
+        self.metrics.add_removed("posts", posts as u64);
+        if versions + requests + ledger_rows + counted_chunks + texts + posts > 0 || dead_letters > 0 {
             tracing::debug!(
                 versions,
                 requests,
                 ledger_rows,
                 counted_chunks,
                 dead_letters,
+                texts,
+                posts,
                 "removed data past its retention"
             );
         }

@@ -72,6 +72,7 @@ fn decode(row: &[u8]) -> Result<Row> {
 #[async_trait]
 impl crate::StreamMarks for EmbeddedStreamMarks {
     async fn record(&self, marks: &[StreamMark]) -> Result<()> {
+        can_fail!("store.mark");
         match self.apply(marks)? {
             Some(committed) => committed.await,
             None => Ok(()),

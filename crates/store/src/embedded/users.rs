@@ -1,18 +1,18 @@
 //! The dictionary of users: `user_keys` (id → key) and `user_ids` (key → id), both behind caches.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
 use futures::executor::block_on;
-use herald_model::{UserId, UserKey};
+use herald_model::{UserId, UserKey, time::Timestamp};
 
 use super::{
-    cache::ENTRY_BYTES,
     database::{self, Database, map_err},
+    erasures::{self, Begin},
     group_commit::{GroupCommit, Readable},
 };
-use crate::{Error, ErrorKind, Result};
+use crate::{Erasure, Error, ErrorKind, Result, erasures::placeholder, users_cache::UsersCache};
 
 /// Number of users at which a batch takes no more calls.
 const BATCH_USERS_MAX: usize = 2_000;
@@ -20,16 +20,27 @@ const BATCH_USERS_MAX: usize = 2_000;
 /// The embedded engine's [`Users`](crate::Users).
 pub(crate) struct EmbeddedUsers {
     tables: Arc<Tables>,
-    writes: GroupCommit<Vec<UserId>, Vec<UserKey>>,
-    keys: moka::sync::Cache<UserId, UserKey>,
-    ids: moka::sync::Cache<UserKey, UserId>,
+    writes: GroupCommit<Job, Done>,
 }
 
-/// The rows of users. They never change, so caches need no invalidation.
+/// The rows of users and their cache.
 struct Tables {
     database: Arc<Database>,
     keys: Keyspace,
     ids: Keyspace,
+    cache: UsersCache,
+    erasures: Arc<erasures::Tables>,
+}
+
+/// What the writer thread does.
+enum Job {
+    Intern(Vec<UserId>),
+    Forget(Begin),
+}
+
+enum Done {
+    Interned(Vec<UserKey>),
+    Begun(Option<Erasure>),
 }
 
 impl EmbeddedUsers {
@@ -38,30 +49,38 @@ impl EmbeddedUsers {
         let tables = Arc::new(Tables {
             keys: database.keyspace("user_keys", database::options)?,
             ids: database.keyspace("user_ids", database::options)?,
+            cache: UsersCache::new(cache_bytes_max, None),
+            erasures: Arc::new(erasures::Tables::open(database)?),
             database: Arc::clone(database),
         });
         let mut last = tables.last()?;
         let shared = Arc::clone(&tables);
-        let writes =
-            GroupCommit::start_marking("users", BATCH_USERS_MAX, Vec::len, move |calls, readable| {
-                shared.intern(&mut last, calls, readable)
-            })?;
-        let weigh = |id: &UserId| u32::try_from(id.as_str().len() + ENTRY_BYTES).unwrap_or(u32::MAX);
-        Ok(Self {
-            tables,
-            writes,
-            keys: moka::sync::Cache::builder()
-                .name("user-keys")
-                .max_capacity(cache_bytes_max)
-                .weigher(move |id, _| weigh(id))
-                .build(),
-            ids: moka::sync::Cache::builder()
-                .name("user-ids")
-                .max_capacity(cache_bytes_max)
-                .weigher(move |_, id| weigh(id))
-                .build(),
-        })
+        let weigh = |job: &Job| match job {
+            Job::Intern(ids) => ids.len(),
+            Job::Forget(_) => BATCH_USERS_MAX,
+        };
+        let writes = GroupCommit::start_marking("users", BATCH_USERS_MAX, weigh, move |jobs, readable| {
+            shared.run(&mut last, jobs, readable)
+        })?;
+        Ok(Self { tables, writes })
     }
+
+    /// The erasures of users.
+    pub(super) fn erasures(&self) -> &Arc<erasures::Tables> {
+        &self.tables.erasures
+    }
+
+    /// Forgets an id, as [`Erasures::begin`](crate::Erasures::begin) does.
+    pub(super) async fn forget(&self, id: UserId, actor: String, now: Timestamp) -> Result<Option<Erasure>> {
+        match self.writes.run(Job::Forget(Begin { id, actor, now })).await? {
+            Done::Begun(erasure) => Ok(erasure),
+            Done::Interned(_) => Err(mixed_up()),
+        }
+    }
+}
+
+fn mixed_up() -> Error {
+    Error::new(ErrorKind::Corrupt, "the dictionary answered another call")
 }
 
 impl Tables {
@@ -91,13 +110,52 @@ impl Tables {
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("can't decode the id of user {key}")))
     }
 
+    /// Does a batch of jobs, in their order. `last` is the greatest key in use.
+    fn run(&self, last: &mut u32, jobs: Vec<Job>, readable: &Readable) -> Result<Vec<Result<Done>>> {
+        let mut answers = Vec::with_capacity(jobs.len());
+        let mut calls = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match job {
+                Job::Intern(ids) => calls.push(ids),
+                Job::Forget(begin) => {
+                    // A call before it can have the id to forget, so that call's keys must be readable first.
+                    answers.extend(self.intern(last, std::mem::take(&mut calls), readable)?);
+                    answers.push(self.forget(&begin, readable).map(Done::Begun));
+                }
+            }
+        }
+        answers.extend(self.intern(last, calls, readable)?);
+        Ok(answers)
+    }
+
+    /// Gives the key of an id a placeholder, and records the erasure.
+    fn forget(&self, begin: &Begin, readable: &Readable) -> Result<Option<Erasure>> {
+        let Some(key) = self.key(&begin.id)? else {
+            return self.erasures.running_of(&begin.id);
+        };
+        if self.erasures.is_erased(key)? {
+            // Its id is a placeholder, which no user has.
+            return Ok(None);
+        }
+        let placeholder = placeholder()?;
+        let mut batch = self.database.batch();
+        batch.remove(&self.keys, begin.id.as_str());
+        batch.insert(&self.ids, key.0.to_be_bytes(), placeholder.as_str());
+        batch.insert(&self.keys, placeholder.as_str(), key.0.to_be_bytes());
+        let erasure = self.erasures.add_to(&mut batch, key, begin)?;
+        readable.mark();
+        let committed = block_on(self.database.commit(batch));
+        self.cache.forget(&begin.id, key);
+        committed.map(|()| Some(erasure))
+    }
+
     /// Finds or creates the keys of a batch of calls. `last` is the greatest key in use.
     fn intern(
         &self,
         last: &mut u32,
         calls: Vec<Vec<UserId>>,
         readable: &Readable,
-    ) -> Result<Vec<Result<Vec<UserKey>>>> {
+    ) -> Result<Vec<Result<Done>>> {
         let mut batch = self.database.batch();
         let mut created: HashMap<UserId, UserKey> = HashMap::new();
         let mut next = *last;
@@ -122,7 +180,7 @@ impl Tables {
                 created.insert(id, UserKey(next));
                 keys.push(UserKey(next));
             }
-            answers.push(Ok(keys));
+            answers.push(Ok(Done::Interned(keys)));
         }
         if !batch.is_empty() {
             // Raised even if the commit fails: a key that may be on disk must not be reused.
@@ -144,10 +202,12 @@ fn decode(key: &[u8]) -> Result<UserKey> {
 #[async_trait]
 impl crate::Users for EmbeddedUsers {
     async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
+        let cache = &self.tables.cache;
+        let reading = cache.begin();
         let mut keys = Vec::with_capacity(ids.len());
         let mut loaded = Vec::new();
         for id in ids {
-            let mut key = self.keys.get(id);
+            let mut key = cache.key(id);
             if key.is_none() {
                 key = self.tables.key(id)?;
                 loaded.extend(key.map(|key| (id, key)));
@@ -158,13 +218,15 @@ impl crate::Users for EmbeddedUsers {
             // A key that is not durable could get another id after a loss of power.
             self.writes.wait_durable().await?;
             for (id, key) in loaded {
-                self.keys.insert(id.clone(), key);
+                cache.add_key(reading, id, key);
             }
         }
         Ok(keys)
     }
 
     async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
+        let cache = &self.tables.cache;
+        let reading = cache.begin();
         let found = self.find(ids).await?;
         let missing: Vec<_> = ids
             .iter()
@@ -174,10 +236,12 @@ impl crate::Users for EmbeddedUsers {
             .collect();
         let mut created = Vec::new().into_iter();
         if !missing.is_empty() {
-            let keys = self.writes.run(missing.clone()).await?;
-            for (id, key) in missing.into_iter().zip(&keys) {
-                self.ids.insert(*key, id.clone());
-                self.keys.insert(id, *key);
+            let Done::Interned(keys) = self.writes.run(Job::Intern(missing.clone())).await? else {
+                return Err(mixed_up());
+            };
+            for (id, key) in missing.iter().zip(&keys) {
+                cache.add_id(reading, *key, id);
+                cache.add_key(reading, id, *key);
             }
             created = keys.into_iter();
         }
@@ -194,17 +258,23 @@ impl crate::Users for EmbeddedUsers {
     }
 
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+        let cache = &self.tables.cache;
+        let reading = cache.begin();
         keys.iter()
             .map(|key| {
-                if let Some(id) = self.ids.get(key) {
+                if let Some(id) = cache.id(*key) {
                     return Ok(Some(id));
                 }
                 let id = self.tables.id(*key)?;
                 if let Some(id) = &id {
-                    self.ids.insert(*key, id.clone());
+                    cache.add_id(reading, *key, id);
                 }
                 Ok(id)
             })
             .collect()
+    }
+
+    fn cached_for(&self) -> Duration {
+        Duration::ZERO
     }
 }

@@ -53,6 +53,16 @@ pub async fn compare(old: &Stores, new: &Stores, sample: Option<usize>) -> Resul
         &old.devices.has_web_push().await?,
         &new.devices.has_web_push().await?,
     )?;
+    same(
+        "the API keys",
+        &old.api_keys.all().await?,
+        &new.api_keys.all().await?,
+    )?;
+    same(
+        "the erasures",
+        &old.erasures.list(None, usize::MAX).await?,
+        &new.erasures.list(None, usize::MAX).await?,
+    )?;
     compare_posts(old, new, sample, &mut compared).await?;
     let hours = old.totals.hour_totals(0, u32::MAX).await?;
     same(
@@ -118,6 +128,14 @@ async fn compare_users(old: &Stores, new: &Stores, users: &[UserKey]) -> Result<
         if kept.iter().any(|post| after.posts.binary_search(post).is_err()) {
             same(
                 &format!("the timeline of user {user}"),
+                &before.posts,
+                &after.posts,
+            )?;
+        }
+        // It was erased.
+        if !before.complete {
+            same(
+                &format!("the erased timeline of user {user}"),
                 &before.posts,
                 &after.posts,
             )?;
@@ -227,6 +245,11 @@ async fn compare_posts(
                     &format!("the posts of user {} up to {post}", found.author),
                     &old.posts.newest_by_author(found.author, *post, 20).await?,
                     &new.posts.newest_by_author(found.author, *post, 20).await?,
+                )?;
+                same(
+                    &format!("the texts of user {} after {post}", found.author),
+                    &old.posts.of_author(found.author, Some(*post), 20).await?,
+                    &new.posts.of_author(found.author, Some(*post), 20).await?,
                 )?;
             }
         }

@@ -48,6 +48,9 @@ use crate::{
 /// Number of items of each kind that are compared through the traits.
 const SAMPLE: usize = 1_000;
 
+/// Number of users whose devices are compared at a time.
+const DEVICES_PER_READ: usize = 1_000;
+
 /// Default number of rows in a batch.
 pub const BATCH_ROWS: usize = 20_000;
 
@@ -106,8 +109,8 @@ pub async fn run(
     batch_rows: usize,
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Moved> {
-    let opening = from.clone();
-    let source = tokio::task::spawn_blocking(move || Source::open(&opening)).await;
+    let (opening, encryption) = (from.clone(), to.encryption.clone());
+    let source = tokio::task::spawn_blocking(move || Source::open(&opening, &encryption)).await;
     let source = source.map_err(|error| {
         Error::with_source(ErrorKind::Corrupt, "the embedded store can't be opened", error)
     })??;
@@ -149,6 +152,7 @@ async fn run_between(
             was_finished: true,
         });
     }
+    target.cluster().record_storage_key().await?;
     for part in &PARTS {
         move_part(source, target, part, batch_rows, progress).await?;
     }
@@ -239,6 +243,7 @@ async fn compare_rows(
                 return Err(differs(part, &difference));
             }
             compare_timelines(target, part, &batch).await?;
+            compare_devices(target, part, &batch).await?;
             for (index, of_table) in batch.rows.iter().enumerate() {
                 *by_table.entry(index).or_default() += of_table.len() as u64;
             }
@@ -294,6 +299,20 @@ async fn compare_timelines(target: &Target, part: &Part, batch: &Batch) -> Resul
                 part,
                 &format!("post {post} is missing on the timeline of user {user}"),
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Compares devices through the store: each encryption of a row differs.
+async fn compare_devices(target: &Target, part: &Part, batch: &Batch) -> Result<()> {
+    let stored = target.cluster().stores().devices;
+    for devices in batch.devices.chunks(DEVICES_PER_READ) {
+        let users: Vec<_> = devices.iter().map(|(user, _)| *user).collect();
+        for (found, (user, expected)) in stored.of(&users).await?.iter().zip(devices) {
+            if found != expected {
+                return Err(differs(part, &format!("user {user} has other devices")));
+            }
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use herald_model::{PostId, UserKey};
+use herald_model::{Device, PostId, UserKey};
 use tokio::sync::mpsc;
 
 use super::{
@@ -34,6 +34,8 @@ pub(super) struct Batch {
     pub(super) rows: Vec<Rows>,
     /// Whole timelines, posts ascending.
     pub(super) timelines: Vec<(UserKey, Vec<PostId>)>,
+    /// The devices of users, to compare: their rows are encrypted.
+    pub(super) devices: Vec<(UserKey, Vec<Device>)>,
     /// The position after the last row, from which an interrupted move continues.
     pub(super) position: Vec<u8>,
     /// Number of rows of the embedded store.
@@ -69,6 +71,11 @@ impl Batches {
     pub(super) fn add_timeline(&mut self, user: UserKey, posts: Vec<PostId>) {
         self.timelines_bytes += 8 * posts.len() + 32;
         self.batch.timelines.push((user, posts));
+    }
+
+    /// Adds the devices of a user.
+    pub(super) fn add_devices(&mut self, user: UserKey, devices: Vec<Device>) {
+        self.batch.devices.push((user, devices));
     }
 
     /// Ends a row of the embedded store: the next one comes after `position`. Sends the batch if it is large enough.
@@ -109,6 +116,7 @@ fn empty(tables: &'static [&'static Table]) -> Batch {
     Batch {
         rows: tables.iter().map(|table| Rows::new(table)).collect(),
         timelines: Vec::new(),
+        devices: Vec::new(),
         position: Vec::new(),
         count: 0,
     }

@@ -3,14 +3,17 @@
 use super::{accounts, dead_letters, follows, ledger, part::Part, posts, timelines, totals};
 
 /// All parts. Those that others refer to come first.
-pub(super) static PARTS: [Part; 15] = [
+pub(super) static PARTS: [Part; 19] = [
     accounts::USERS,
+    accounts::ERASURES,
     follows::FOLLOWS,
     follows::MOMENTS,
     posts::POSTS,
     posts::REQUESTS,
+    posts::REMOVED,
     accounts::DEVICES,
     accounts::PREFERENCES,
+    accounts::API_KEYS,
     ledger::LEDGER,
     totals::SEEN,
     totals::COUNTS,
@@ -18,5 +21,6 @@ pub(super) static PARTS: [Part; 15] = [
     totals::FILES,
     dead_letters::DEAD_LETTERS,
     dead_letters::OPERATIONS,
+    accounts::ERASED_TIMELINES,
     timelines::TIMELINES,
 ];

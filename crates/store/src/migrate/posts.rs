@@ -27,6 +27,13 @@ pub(super) const REQUESTS: Part = Part {
     read: read_requests,
 };
 
+pub(super) const REMOVED: Part = Part {
+    name: "removed posts",
+    tables: &[&REMOVED_TABLE],
+    estimate: |source| source.posts_removed.approximate_len() as u64,
+    read: read_removed,
+};
+
 static POSTS_TABLE: Table = Table {
     name: "posts",
     columns: &[
@@ -35,7 +42,16 @@ static POSTS_TABLE: Table = Table {
         ("accepted_at", Type::Bigint),
         ("body", Type::Bytea),
         ("deleted_at", Type::Bigint),
+        ("erased", Type::Boolean),
     ],
+    key: 1,
+    replaces: false,
+    only: "",
+};
+
+static REMOVED_TABLE: Table = Table {
+    name: "posts_removed",
+    columns: &[("accepted_before", Type::Bigint), ("first_post", Type::Bigint)],
     key: 1,
     replaces: false,
     only: "",
@@ -96,11 +112,12 @@ fn read_posts(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Resul
             deleted_at = Some(i64::from_be_bytes(at));
         }
         let id = post_of(next, "posts")?;
-        let (mut author, mut accepted_at) = (None, None);
+        let (mut author, mut accepted_at, mut erased) = (None, None, false);
         if let Some(body) = &body {
             let row = Row::decode(&body[..]).map_err(|_| undecodable(format!("post {id}"), "posts"))?;
             author = Some(i64::from(row.author));
             accepted_at = Some(row.accepted_at);
+            erased = row.is_erased();
             named(row.into_post(PostId(id), deleted_at.map(Timestamp)), || {
                 format!("post {id}")
             })?;
@@ -111,9 +128,21 @@ fn read_posts(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Resul
             accepted_at.into(),
             body.map(|body| body.to_vec()).into(),
             deleted_at.into(),
+            erased.into(),
         ]);
         out.end_row(next)?;
     }
+}
+
+fn read_removed(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Result<()> {
+    for row in rows_after(&source.posts_removed, after) {
+        let (key, first) = row?;
+        let numbers = read_u64(&key).zip(read_u64(&first));
+        let (before, first) = numbers.ok_or_else(|| undecodable("a removal of posts", "posts_removed"))?;
+        out.rows(0).push([before.into(), first.into()]);
+        out.end_row(&key)?;
+    }
+    Ok(())
 }
 
 fn read_requests(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Result<()> {

@@ -10,10 +10,14 @@ use super::derivable_cache::DerivableCache;
 use crate::{
     Error, ErrorKind, Result, Stores,
     embedded::{
-        self, Embedded,
+        self, Embedded, api_keys,
         database::{self, map_err},
+        devices::Codec,
+        erased_timelines, erasures,
         mark::Mark,
+        posts,
     },
+    encryption::Encryption,
 };
 
 /// The open store: its rows and its stores.
@@ -29,9 +33,17 @@ pub(super) struct Source {
     pub(super) posts: Keyspace,
     pub(super) post_deletions: Keyspace,
     pub(super) post_requests: Keyspace,
+    pub(super) posts_removed: Keyspace,
     pub(super) devices: Keyspace,
+    /// Reads the devices, with the storage keys of the embedded store.
+    pub(super) devices_from: Codec,
+    /// Writes the devices, with the storage key of the database.
+    pub(super) devices_to: Codec,
     pub(super) device_counter: Keyspace,
     pub(super) preferences: Keyspace,
+    pub(super) api_keys: Keyspace,
+    pub(super) erasures: Keyspace,
+    pub(super) erased_timelines: Keyspace,
     pub(super) ledger: Keyspace,
     pub(super) leases: Keyspace,
     pub(super) totals_seen: Keyspace,
@@ -49,10 +61,10 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Opens the store of a stopped installation.
+    /// Opens the store of a stopped installation. `encryption`: of the database that it is moved to.
     ///
     /// [`Invalid`](ErrorKind::Invalid) if the directory has none, [`Locked`](ErrorKind::Locked) if a process uses it.
-    pub(super) fn open(config: &embedded::Config) -> Result<Self> {
+    pub(super) fn open(config: &embedded::Config, encryption: &Encryption) -> Result<Self> {
         // Opening would make an empty store.
         if !config.data_dir.join("format").exists() {
             return Err(Error::new(
@@ -79,9 +91,15 @@ impl Source {
             posts: record("posts")?,
             post_deletions: record("post_deletions")?,
             post_requests: record("post_requests")?,
+            posts_removed: record(posts::REMOVED)?,
             devices: record("devices")?,
+            devices_from: Codec::new(&config.encryption, embedded.metrics())?,
+            devices_to: Codec::new(encryption, embedded.metrics())?,
             device_counter: record("device_counter")?,
             preferences: record("preferences")?,
+            api_keys: record(api_keys::KEYSPACE)?,
+            erasures: record(erasures::KEYSPACE)?,
+            erased_timelines: record(erased_timelines::KEYSPACE)?,
             ledger: record("ledger")?,
             leases: record("leases")?,
             totals_seen: total("totals_seen")?,

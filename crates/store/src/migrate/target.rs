@@ -205,9 +205,11 @@ impl Target {
                 setval('herald.lease_tokens', greatest($2, nextval('herald.lease_tokens'))),
                 setval(pg_get_serial_sequence('herald.dead_letter_operations', 'id'),
                     greatest(max_operation, 1), max_operation > 0),
-                setval(pg_get_serial_sequence('herald.backfills', 'id'), greatest(max_backfill, 1), max_backfill > 0)
+                setval(pg_get_serial_sequence('herald.backfills', 'id'), greatest(max_backfill, 1), max_backfill > 0),
+                setval(pg_get_serial_sequence('herald.erasures', 'id'), greatest(max_erasure, 1), max_erasure > 0)
             FROM (SELECT coalesce(max(id), 0) AS max_operation FROM herald.dead_letter_operations) o,
-                (SELECT coalesce(max(id), 0) AS max_backfill FROM herald.backfills WHERE id > 0) b";
+                (SELECT coalesce(max(id), 0) AS max_backfill FROM herald.backfills WHERE id > 0) b,
+                (SELECT coalesce(max(id), 0) AS max_erasure FROM herald.erasures) e";
         const USERS: &str = "
             UPDATE herald.counters SET last = (SELECT coalesce(max(key), 0) FROM herald.users) WHERE name = 'users'";
         const OLDEST: &str = "UPDATE herald.timelines_retention SET oldest_kept = $1";

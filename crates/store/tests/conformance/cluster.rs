@@ -6,10 +6,11 @@ use std::sync::{
 };
 
 use herald_local_stores::{Postgres, Redis, RedisCluster, RedisOptions, required};
-use herald_model::{ChunkId, PostId};
+use herald_model::{ChunkId, PostId, UserKey};
 use herald_store::{
-    Stores,
+    Result, Stores,
     cluster::{Cluster, Config, SecretUrl},
+    encryption::{Encryption, StorageKeys},
 };
 use sqlx::Connection as _;
 use tokio::sync::OnceCell;
@@ -36,14 +37,16 @@ pub type OnRedis = ClusterEngine<1>;
 pub type OnRedisCluster = ClusterEngine<3>;
 
 enum View {
-    Single(Redis),
+    Single(Box<Redis>),
     Cluster(RedisCluster),
 }
 
 impl View {
     async fn start(nodes: usize) -> herald_local_stores::Result<Self> {
         match nodes {
-            1 => Redis::start(RedisOptions::default()).await.map(Self::Single),
+            1 => Redis::start(RedisOptions::default())
+                .await
+                .map(|redis| Self::Single(Box::new(redis))),
             nodes => RedisCluster::start(nodes).await.map(Self::Cluster),
         }
     }
@@ -87,6 +90,12 @@ impl<const NODES: usize> ClusterEngine<NODES> {
 
     async fn open(&mut self) {
         self.open = Some(Cluster::open(&self.config).await.unwrap());
+    }
+
+    async fn connect(&self) -> sqlx::PgConnection {
+        sqlx::PgConnection::connect(self.config.url.expose())
+            .await
+            .unwrap()
     }
 }
 
@@ -132,6 +141,60 @@ impl<const NODES: usize> Engine for ClusterEngine<NODES> {
     async fn reopen(&mut self) {
         self.hand_over().await;
         self.open().await;
+    }
+
+    async fn reopen_with(&mut self, encryption: Encryption) -> Result<()> {
+        self.hand_over().await;
+        self.config.encryption = encryption;
+        let opened = Cluster::open(&self.config).await?;
+        let keys = opened.storage_keys();
+        let checked = match keys.remove_lost().await {
+            Ok(_) => keys.check().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = checked {
+            opened.close().await;
+            return Err(error);
+        }
+        self.open = Some(opened);
+        Ok(())
+    }
+
+    async fn reopen_with_retention(&mut self, post_keep_days: u64) {
+        self.config.post_keep_days = Some(post_keep_days);
+        self.reopen().await;
+    }
+
+    fn storage_keys(&self) -> Arc<dyn StorageKeys> {
+        self.open.as_ref().unwrap().storage_keys()
+    }
+
+    async fn raw_devices(&mut self) -> Vec<u8> {
+        const RAW: &str = "
+            SELECT devices FROM herald.devices UNION ALL SELECT value FROM herald.settings
+            UNION ALL SELECT convert_to(name, 'UTF8') FROM herald.settings";
+        let rows: Vec<Vec<u8>> = sqlx::query_scalar(RAW)
+            .fetch_all(&mut self.connect().await)
+            .await
+            .unwrap();
+        rows.concat()
+    }
+
+    async fn devices_row(&mut self, user: UserKey) -> Vec<u8> {
+        sqlx::query_scalar("SELECT devices FROM herald.devices WHERE user_key = $1")
+            .bind(i64::from(user.0))
+            .fetch_one(&mut self.connect().await)
+            .await
+            .unwrap()
+    }
+
+    async fn set_devices_row(&mut self, user: UserKey, row: &[u8]) {
+        sqlx::query("UPDATE herald.devices SET devices = $2 WHERE user_key = $1")
+            .bind(i64::from(user.0))
+            .bind(row)
+            .execute(&mut self.connect().await)
+            .await
+            .unwrap();
     }
 
     fn place(&self) -> String {
@@ -183,9 +246,7 @@ impl<const NODES: usize> Engine for ClusterEngine<NODES> {
             Row::Post(post) => ("posts SET body", format!("id = {post}")),
             Row::DeadLetter(id) => ("dead_letters SET content", format!("id = {}", id.0)),
         };
-        let mut connection = sqlx::PgConnection::connect(self.config.url.expose())
-            .await
-            .unwrap();
+        let mut connection = self.connect().await;
         let sql = format!("UPDATE herald.{column} = $1 WHERE {condition}");
         let damaged = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(GARBAGE)

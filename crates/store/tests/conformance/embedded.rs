@@ -1,9 +1,12 @@
 //! The embedded engine.
 
-use herald_model::{ChunkId, PostId};
+use std::sync::Arc;
+
+use herald_model::{ChunkId, PostId, UserKey};
 use herald_store::{
-    Stores,
+    Result, Stores,
     embedded::{Config, Embedded},
+    encryption::{Encryption, StorageKeys},
 };
 use tempfile::TempDir;
 
@@ -16,12 +19,37 @@ use crate::{
 pub struct EmbeddedEngine {
     // Before the directory, because it is closed first.
     store: Option<Embedded>,
+    encryption: Encryption,
+    post_keep_days: Option<u64>,
     dir: TempDir,
 }
 
 impl EmbeddedEngine {
     fn open(&mut self) {
-        self.store = Some(Embedded::open(&config(self.dir.path())).unwrap());
+        self.try_open().unwrap();
+    }
+
+    fn try_open(&mut self) -> Result<()> {
+        let config = Config {
+            encryption: self.encryption.clone(),
+            post_keep_days: self.post_keep_days,
+            ..config(self.dir.path())
+        };
+        self.store = Some(Embedded::open(&config)?);
+        Ok(())
+    }
+
+    /// Uses the closed database of records.
+    async fn with_records<T>(&mut self, use_it: impl FnOnce(&fjall::Database) -> T) -> T {
+        self.hand_over().await;
+        let database = fjall::Database::builder(self.dir.path().join("records"))
+            .open()
+            .unwrap();
+        let used = use_it(&database);
+        database.persist(fjall::PersistMode::SyncAll).unwrap();
+        drop(database);
+        self.open();
+        used
     }
 }
 
@@ -52,6 +80,8 @@ impl Engine for EmbeddedEngine {
     async fn start() -> Option<Self> {
         let mut engine = Self {
             store: None,
+            encryption: Encryption::default(),
+            post_keep_days: None,
             dir: directory(),
         };
         engine.open();
@@ -73,6 +103,55 @@ impl Engine for EmbeddedEngine {
     async fn reopen(&mut self) {
         self.hand_over().await;
         self.open();
+    }
+
+    async fn reopen_with(&mut self, encryption: Encryption) -> Result<()> {
+        if let Some(store) = self.store.take() {
+            store.close().unwrap();
+        }
+        self.encryption = encryption;
+        self.try_open()
+    }
+
+    async fn reopen_with_retention(&mut self, post_keep_days: u64) {
+        self.post_keep_days = Some(post_keep_days);
+        self.reopen().await;
+    }
+
+    fn storage_keys(&self) -> Arc<dyn StorageKeys> {
+        self.store.as_ref().unwrap().storage_keys()
+    }
+
+    async fn raw_devices(&mut self) -> Vec<u8> {
+        let mut raw = Vec::new();
+        let mut dirs = vec![self.dir.path().join("records")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    raw.extend(std::fs::read(path).unwrap());
+                }
+            }
+        }
+        raw
+    }
+
+    async fn devices_row(&mut self, user: UserKey) -> Vec<u8> {
+        let read = |database: &fjall::Database| {
+            let rows = database.keyspace("devices", fjall::KeyspaceCreateOptions::default);
+            rows.unwrap().get(user.0.to_be_bytes()).unwrap().unwrap().to_vec()
+        };
+        self.with_records(read).await
+    }
+
+    async fn set_devices_row(&mut self, user: UserKey, row: &[u8]) {
+        let write = |database: &fjall::Database| {
+            let rows = database.keyspace("devices", fjall::KeyspaceCreateOptions::default);
+            rows.unwrap().insert(user.0.to_be_bytes(), row).unwrap();
+        };
+        self.with_records(write).await;
     }
 
     fn place(&self) -> String {

@@ -11,13 +11,16 @@
 )]
 #![allow(unreachable_pub, reason = "nothing of a test binary is reachable")]
 
+mod api_keys;
 mod cluster;
 mod corrupt;
 mod crash;
 mod dead_letters;
 mod devices;
 mod embedded;
+mod encryption;
 mod engine;
+mod erasures;
 mod follows;
 mod leases;
 mod ledger;
@@ -28,6 +31,7 @@ mod retention;
 mod sample;
 mod stream_marks;
 mod timelines;
+mod tls;
 mod totals;
 mod users;
 
@@ -84,6 +88,8 @@ on_each_engine! {
         big_posts_are_kept
         posts_are_listed_in_pages_and_found_by_time
         the_newest_posts_of_an_author_are_found_in_any_order_of_arrival
+        texts_of_deleted_posts_are_removed_and_no_others
+        many_texts_of_an_author_are_listed_and_removed
     }
     devices {
         registering_a_url_again_keeps_its_id_and_time
@@ -159,6 +165,16 @@ on_each_engine! {
         no_more_operations_run_than_the_maximum
         a_missing_operation_is_an_error
     }
+    erasures {
+        a_user_is_forgotten_and_comes_back_as_another
+        an_erasure_counts_and_ends_without_the_id
+        users_who_come_back_all_the_time_keep_nothing
+    }
+    api_keys {
+        a_key_is_kept_until_it_is_revoked
+        only_ended_keys_make_room
+        inserts_at_one_time_are_all_kept
+    }
     stream_marks {
         a_mark_only_goes_forward_and_survives_a_restart
     }
@@ -174,6 +190,7 @@ on_each_engine! {
         a_chunk_of_65_536_recipients_is_delivered
         a_post_id_above_the_maximum_is_refused
         a_complete_timeline_has_nothing_to_rebuild
+        an_erased_timeline_stays_empty
     }
     retention {
         what_is_past_its_retention_is_removed_and_nothing_else
@@ -181,6 +198,8 @@ on_each_engine! {
         posts_of_a_gateway_whose_clock_is_behind_are_not_hidden
         old_dead_letters_go_unless_they_are_redriving
         two_processes_can_trim_at_once
+        old_posts_are_removed_except_the_newest
+        texts_of_posts_are_removed_some_time_after_the_deletion
     }
     corrupt {
         damaged_devices_fail_only_their_user
@@ -193,6 +212,41 @@ on_each_engine! {
     limits {
         ids_beyond_all_rows_are_absent
         a_limit_of_any_size_lists_what_there_is
+    }
+}
+
+/// The tests of devices on engines that encrypt them.
+macro_rules! on_each_sealed_engine {
+    ($($tests:tt)*) => {
+        conformance!(sealed_on_embedded crate::embedded::EmbeddedEngine, start_sealed: $($tests)*);
+        conformance!(sealed_on_cluster crate::cluster::OnRedis, start_sealed: $($tests)*);
+    };
+}
+
+on_each_sealed_engine! {
+    devices {
+        registering_a_url_again_keeps_its_id_and_time
+        ids_are_not_reused_after_a_restart
+        a_device_above_the_limit_is_refused
+        one_endpoint_is_one_device_however_it_is_spelled
+        a_webhook_that_is_registered_again_keeps_its_secret
+        a_rotated_secret_is_kept_until_it_expires
+        a_late_result_does_not_change_a_device_that_was_renewed_meanwhile
+        a_disabled_device_is_listed_until_it_is_enabled_or_registered_again
+        a_failing_streak_counts_days_with_failures_and_ends_with_a_success
+        web_push_devices_belong_to_a_vapid_key
+    }
+    corrupt {
+        damaged_devices_fail_only_their_user
+    }
+    encryption {
+        what_devices_hold_is_not_in_the_store
+        a_record_of_another_device_or_with_another_bit_fails_only_its_user
+        a_store_is_refused_without_its_key
+        plain_devices_stay_readable_and_are_encrypted_when_they_are_written
+        a_rotation_during_changes_loses_none_and_ends_the_need_for_the_old_key
+        a_rotation_reports_what_can_not_be_decrypted_and_keeps_its_key
+        devices_of_a_lost_key_are_removed_and_all_others_stay
     }
 }
 
@@ -210,6 +264,7 @@ conformance! {
         a_chunk_of_65_536_recipients_is_delivered
         a_post_id_above_the_maximum_is_refused
         a_complete_timeline_has_nothing_to_rebuild
+        an_erased_timeline_stays_empty
     }
     retention {
         what_is_past_its_retention_is_removed_and_nothing_else

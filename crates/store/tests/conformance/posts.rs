@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use herald_model::{Post, PostId, UserKey, time::Timestamp};
+use herald_model::{Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
 use herald_store::{Archived, Posts};
 
 use crate::{
@@ -311,4 +311,130 @@ pub async fn posts_are_listed_in_pages_and_found_by_time<E: Engine>(engine: &mut
         archive.first_since(at(2_000_001)).await.unwrap(),
         PostId(2_000_001)
     );
+}
+
+pub async fn texts_of_deleted_posts_are_removed_and_no_others<E: Engine>(engine: &mut E) {
+    let archive = engine.stores().posts;
+    let now = Timestamp::now();
+    let at = now.minus(Duration::from_hours(1));
+    let posts: Vec<_> = (1..=5).map(|id| post(id, &format!("r{id}"), at)).collect();
+    let of_another = Post {
+        author: UserKey(4),
+        ..post(6, "r6", at)
+    };
+    // The deletion of the post 3 comes before it.
+    archive
+        .archive(&[deleted(3, now.0), deleted(9, now.0)])
+        .await
+        .unwrap();
+    archive
+        .archive(&posts.iter().chain([&of_another]).map(created).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    archive
+        .archive(&[deleted(2, now.0 + 1), deleted(6, now.0)])
+        .await
+        .unwrap();
+    let of_author = async |posts: &dyn Posts, after: Option<u64>, limit| {
+        let listed = posts.of_author(AUTHOR, after.map(PostId), limit).await;
+        listed.unwrap().into_iter().map(|post| post.0).collect::<Vec<_>>()
+    };
+    assert_eq!(of_author(&*archive, None, 10).await, [1, 2, 3, 4, 5]);
+    assert_eq!(of_author(&*archive, None, 2).await, [1, 2]);
+    assert_eq!(of_author(&*archive, Some(2), 2).await, [3, 4]);
+    assert_eq!(of_author(&*archive, Some(5), 10).await, [0; 0]);
+    // Cached.
+    archive.get(&ids(1..=6)).await.unwrap();
+
+    let erased = archive.erase_texts(&ids([2, 3, 4, 3, 9, 77])).await.unwrap();
+    assert_eq!(erased, 2);
+    let mut archive = archive;
+    for restart in [false, true] {
+        if restart {
+            drop(archive);
+            engine.reopen().await;
+            archive = engine.stores().posts;
+        }
+        let found = archive.get(&ids(1..=6)).await.unwrap();
+        for (id, deleted_at) in [(2_u64, now.0 + 1), (3, now.0)] {
+            let left = Post {
+                author_id: UserId::new(Post::ERASED_AUTHOR).unwrap(),
+                request_id: String::new(),
+                text: String::new(),
+                links: Vec::new(),
+                media_urls: Vec::new(),
+                push_ttl: Duration::ZERO,
+                push: PushContent::default(),
+                deleted_at: Some(Timestamp(deleted_at)),
+                ..posts[id as usize - 1].clone()
+            };
+            assert!(left.is_erased());
+            assert_eq!(found[id as usize - 1], Some(left));
+            let request = archive.find_by_request(AUTHOR, &format!("r{id}")).await;
+            assert_eq!(request.unwrap(), None);
+        }
+        for id in [1, 4, 5_usize] {
+            assert_eq!(found[id - 1].as_ref(), Some(&posts[id - 1]));
+            let request = archive.find_by_request(AUTHOR, &format!("r{id}")).await;
+            assert_eq!(request.unwrap(), Some(PostId(id as u64)));
+        }
+        assert_eq!(found[5].as_ref().unwrap().text, of_another.text);
+        assert_eq!(of_author(&*archive, None, 10).await, [1, 4, 5]);
+        assert_eq!(
+            archive.newest_by_author(AUTHOR, LAST, 10).await.unwrap(),
+            ids([5, 4, 1])
+        );
+        assert_eq!(archive.list(None, 10).await.unwrap(), ids(1..=6));
+        assert_eq!(archive.erase_texts(&ids([2, 3])).await.unwrap(), 0);
+        // Redelivered.
+        archive
+            .archive(&[created(&posts[1]), deleted(2, now.0 + 9)])
+            .await
+            .unwrap();
+    }
+    // A request id that stands for another post stays.
+    let again = post(20, "again", at);
+    let other = post(21, "again", at);
+    archive
+        .archive(&[created(&again), created(&other), deleted(21, now.0)])
+        .await
+        .unwrap();
+    assert_eq!(archive.erase_texts(&ids([21])).await.unwrap(), 1);
+    assert_eq!(
+        archive.find_by_request(AUTHOR, "again").await.unwrap(),
+        Some(PostId(20))
+    );
+}
+
+pub async fn many_texts_of_an_author_are_listed_and_removed<E: Engine>(engine: &mut E) {
+    let archive = engine.stores().posts;
+    let now = Timestamp::now();
+    let posts: Vec<_> = (1..=5_000_u64)
+        .map(|id| post(id, &format!("r{id}"), now))
+        .collect();
+    for posts in posts.chunks(1_000) {
+        let mut entries: Vec<_> = posts.iter().map(created).collect();
+        entries.extend(
+            posts
+                .iter()
+                .filter(|post| post.id.0 % 2 == 0)
+                .map(|post| deleted(post.id.0, now.0)),
+        );
+        archive.archive(&entries).await.unwrap();
+    }
+    let mut listed = Vec::new();
+    loop {
+        let page = archive
+            .of_author(AUTHOR, listed.last().copied(), 999)
+            .await
+            .unwrap();
+        listed.extend(&page);
+        if page.len() < 999 {
+            break;
+        }
+    }
+    assert_eq!(listed, ids(1..=5_000));
+    assert_eq!(archive.erase_texts(&listed).await.unwrap(), 2_500);
+    let left = archive.of_author(AUTHOR, None, 5_000).await.unwrap();
+    assert_eq!(left, ids((1..=5_000).step_by(2)));
 }

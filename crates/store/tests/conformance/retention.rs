@@ -245,3 +245,127 @@ pub async fn two_processes_can_trim_at_once<E: Engine>(engine: &mut E) {
     assert_eq!(newest(&*peer.timelines, 2, None, 10).await, [2]);
     assert_eq!(stores.ledger.posts(None, 10).await.unwrap(), [PostId(2)]);
 }
+
+pub async fn texts_of_posts_are_removed_some_time_after_the_deletion<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let now = Timestamp::now();
+    let hour = Duration::from_hours(1);
+    for id in 1..=3 {
+        accept(&stores, id, 20, now).await;
+    }
+    for (id, hours) in [(1, 169), (2, 167)] {
+        let deleted = Archived::Deleted {
+            post: PostId(id),
+            at: now.minus(hour * hours),
+        };
+        stores.posts.archive(&[deleted]).await.unwrap();
+    }
+    let erased = async || {
+        let posts = stores.posts.get(&[1, 2, 3].map(PostId)).await.unwrap();
+        posts
+            .iter()
+            .map(|post| post.as_ref().unwrap().is_erased())
+            .collect::<Vec<_>>()
+    };
+    stores.retention.trim(now).await.unwrap();
+    assert_eq!(erased().await, [true, false, false]);
+    stores.retention.trim(now.plus(hour * 2)).await.unwrap();
+    assert_eq!(erased().await, [true, true, false]);
+    assert_eq!(
+        newest(&*stores.timelines, 2, None, 10).await,
+        [3, 2, 1],
+        "the ids stay"
+    );
+}
+
+pub async fn old_posts_are_removed_except_the_newest<E: Engine>(engine: &mut E) {
+    engine.reopen_with_retention(40).await;
+    let stores = engine.stores();
+    let now = Timestamp::now();
+    for (id, age_days) in [(10, 70), (20, 45), (30, 41), (40, 39), (50, 5)] {
+        accept(&stores, id, age_days, now).await;
+    }
+    let deleted = |post| Archived::Deleted {
+        post: PostId(post),
+        at: now,
+    };
+    stores.posts.archive(&[15, 20].map(deleted)).await.unwrap();
+    let trim = async |days: u32| {
+        let trimmed = stores
+            .retention
+            .trim(now.plus(DAY * days + Duration::from_hours(2)))
+            .await;
+        trimmed.unwrap();
+    };
+    let all = [10, 20, 30, 40, 50].map(PostId);
+    let listed = async || {
+        let found = stores.posts.get(&all).await.unwrap();
+        let found: Vec<_> = found.into_iter().flatten().map(|post| post.id).collect();
+        let author = post(0, "", now).author;
+        let mut newest = stores
+            .posts
+            .newest_by_author(author, PostId(1_000), 10)
+            .await
+            .unwrap();
+        newest.reverse();
+        assert_eq!(stores.posts.list(None, 10).await.unwrap(), found);
+        assert_eq!(newest, found);
+        assert_eq!(stores.posts.of_author(author, None, 10).await.unwrap(), found);
+        found
+    };
+    let counted = async || {
+        let chunks = all.map(|post| counted_chunk(post.0));
+        let counted = stores.totals.counted(&chunks).await.unwrap();
+        counted
+            .into_iter()
+            .map(|one| one.revision > 0)
+            .collect::<Vec<_>>()
+    };
+    stores.retention.trim(now).await.unwrap();
+    assert_eq!(listed().await, [40, 50].map(PostId));
+    // Redelivered messages about removed posts change nothing.
+    let again = post(10, "r10", now.minus(70 * DAY));
+    stores
+        .posts
+        .archive(&[Archived::Created(again), deleted(20)])
+        .await
+        .unwrap();
+    assert_eq!(listed().await, [40, 50].map(PostId));
+    assert_eq!(
+        stores
+            .posts
+            .find_by_request(post(0, "", now).author, "r10")
+            .await
+            .unwrap(),
+        None
+    );
+    // What is counted of a post stays for 60 days, though the post is gone.
+    trim(0).await;
+    assert_eq!(counted().await, [false, true, true, true, true]);
+    assert_eq!(stores.posts.last().await.unwrap(), Some(PostId(50)));
+    for (moment, first) in [(100, 1..=40), (38, 41..=50), (1, 51..=51)] {
+        let found = stores.posts.first_since(now.minus(DAY * moment)).await.unwrap();
+        assert!(first.contains(&found.0), "{moment} days ago: {found}");
+    }
+    trim(20).await;
+    assert_eq!(listed().await, [PostId(50)]);
+    assert_eq!(counted().await, [false, false, false, true, true]);
+    trim(400).await;
+    assert_eq!(listed().await, [PostId(50)]);
+    assert_eq!(stores.posts.last().await.unwrap(), Some(PostId(50)));
+    assert_eq!(counted().await, [false; 5]);
+    let later = now.plus(DAY * 401);
+    stores
+        .posts
+        .archive(&[Archived::Created(post(60, "r60", later))])
+        .await
+        .unwrap();
+    assert_eq!(stores.posts.list(None, 10).await.unwrap(), [50, 60].map(PostId));
+    drop(stores);
+    engine.reopen().await;
+    let stores = engine.stores();
+    stores.retention.trim(later.plus(DAY)).await.unwrap();
+    assert_eq!(stores.posts.list(None, 10).await.unwrap(), [PostId(60)]);
+    accept(&stores, 70, 0, later.plus(DAY)).await;
+    assert_eq!(newest(&*stores.timelines, 2, None, 10).await, [70]);
+}

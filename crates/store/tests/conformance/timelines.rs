@@ -296,3 +296,50 @@ pub async fn a_complete_timeline_has_nothing_to_rebuild<E: Engine>(engine: &mut 
     let read = timelines.read(&[UserKey(1)]).await.unwrap().remove(0);
     assert_eq!((read.posts, read.complete), (vec![PostId(9)], true));
 }
+
+pub async fn an_erased_timeline_stays_empty<E: Engine>(engine: &mut E) {
+    let timelines = engine.stores().timelines;
+    // In one bucket, and in others.
+    let everyone = [64, 65, 66, 400, 100_000];
+    for post in 1..=10 {
+        deliver(&*timelines, post, set(everyone)).await;
+    }
+    // Merged, where reads do that.
+    for user in everyone {
+        assert_eq!(newest(&*timelines, user, None, 100).await.len(), 10);
+    }
+    deliver(&*timelines, 11, set(everyone)).await;
+    assert_eq!(timelines.erase(UserKey(65)).await.unwrap(), 11);
+    assert_eq!(timelines.erase(UserKey(65)).await.unwrap(), 0);
+    assert_eq!(timelines.erase(UserKey(9)).await.unwrap(), 0, "without entries");
+    let peer = engine.peer().await.timelines;
+    let is_empty = async |timelines: &dyn Timelines| {
+        for user in [65, 9] {
+            assert_eq!(newest(timelines, user, None, 100).await, [0; 0], "{user}");
+            let read = timelines.read(&[UserKey(user)]).await.unwrap().remove(0);
+            assert_eq!((read.posts, read.complete), (vec![], false), "{user}");
+        }
+        for user in [64, 66, 400, 100_000] {
+            let found = newest(timelines, user, None, 100).await;
+            assert!(
+                found.iter().rev().take(11).eq(&(1..=11).collect::<Vec<_>>()),
+                "{user}: {found:?}"
+            );
+        }
+    };
+    is_empty(&*timelines).await;
+    is_empty(&*peer).await;
+    // Deliveries in flight, and a repair.
+    deliver(&*timelines, 12, set(everyone)).await;
+    deliver(&*peer, 13, set(everyone)).await;
+    is_empty(&*timelines).await;
+    is_empty(&*peer).await;
+    let users = everyone.map(UserKey);
+    timelines.rebuild(&users).await.unwrap();
+    peer.rebuild(&users).await.unwrap();
+    is_empty(&*timelines).await;
+    is_empty(&*peer).await;
+    drop((timelines, peer));
+    engine.reopen().await;
+    is_empty(&*engine.stores().timelines).await;
+}

@@ -24,6 +24,11 @@ async fn differences_are_found_before_the_move_is_finished() {
             "the table preferences has 2 rows instead of 1",
         ),
         (
+            "UPDATE herald.devices AS of SET devices = other.devices FROM herald.devices AS other
+            WHERE of.user_key = 7 AND other.user_key = 8",
+            "user 7 has other devices",
+        ),
+        (
             "UPDATE herald.follow_edges SET until = NULL WHERE author = 5 AND follower = 9",
             "the row author 5, follower 9",
         ),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use herald_model::{Channel, DeviceId, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_store::{
-    Archived, DeviceFailure, DeviceRetry, FailedRecipient, FollowAction, OutcomeDetails, PendingRecipient,
-    PushFailure, Stores, SuppressedReason, embedded::Embedded,
+    Archived, DeviceFailure, DeviceRetry, ErasedCounts, FailedRecipient, FollowAction, OutcomeDetails,
+    PendingRecipient, PushFailure, Stores, SuppressedReason, embedded::Embedded,
 };
 
 use crate::{
@@ -37,7 +37,10 @@ pub(crate) async fn fill(stores: &Stores) {
     follow(stores, 3, 10..250, QUIET).await;
     follow(stores, 3, 40..60, LOUD).await;
     follow(stores, 4, [7, 9], QUIET).await;
-    for id in 1..=20 {
+    // Past the retention of posts.
+    let created = Archived::Created(post(1, 3, now.minus(40 * DAY)));
+    stores.posts.archive(&[created]).await.unwrap();
+    for id in 2..=20 {
         let created = Archived::Created(post(id, 3, now.minus(2 * DAY)));
         stores.posts.archive(&[created]).await.unwrap();
         publish(stores, id, 3, &set([])).await;
@@ -107,6 +110,7 @@ pub(crate) async fn fill(stores: &Stores) {
         .await
         .unwrap();
     fill_pushes(stores).await;
+    fill_erasures(stores).await;
     fill_accounts(stores).await;
     fill_totals(stores).await;
     fill_dead_letters(stores).await;
@@ -155,4 +159,34 @@ async fn fill_pushes(stores: &Stores) {
         .claim(PostId(32), Channel::Push, chunk.chunk, 1, DAY)
         .await
         .unwrap();
+}
+
+/// An erasure that runs, and one that is complete; an erased text, and an erased timeline.
+async fn fill_erasures(stores: &Stores) {
+    let now = Timestamp::now();
+    let begin = async |user: &str| {
+        let id = UserId::new(user).unwrap();
+        let begun = stores.erasures.begin(&id, "ops", now).await.unwrap();
+        begun.unwrap().id
+    };
+    begin("user-200").await;
+    let complete = begin("user-201").await;
+    let counts = ErasedCounts {
+        posts: 1,
+        follows: 2,
+        devices: 3,
+        timeline_entries: 4,
+        messages: 5,
+        dead_letters: 6,
+    };
+    stores.erasures.add(complete, &counts).await.unwrap();
+    stores.erasures.complete(complete, now).await.unwrap();
+    let removed = stores.timelines.erase(UserKey(200)).await.unwrap();
+    assert!(removed > 0);
+    let deleted = Archived::Deleted {
+        post: PostId(20),
+        at: now,
+    };
+    stores.posts.archive(&[deleted]).await.unwrap();
+    assert_eq!(stores.posts.erase_texts(&[PostId(20)]).await.unwrap(), 1);
 }

@@ -12,6 +12,7 @@ mod moves;
 mod posts;
 mod records;
 mod refused;
+mod sealed;
 mod world;
 
 use std::time::Duration;

@@ -82,6 +82,12 @@ async fn a_store_with_rows_of_every_kind_is_the_same_after_the_move() {
     assert_eq!(device(&new).await, device(&old).await);
     let intern = async |stores: &Stores| stores.users.intern(&[UserId::new("new").unwrap()]).await.unwrap();
     assert_eq!(intern(&new).await, intern(&old).await);
+    let erase = async |stores: &Stores| {
+        let id = UserId::new("user-250").unwrap();
+        let erasure = stores.erasures.begin(&id, "ops", Timestamp(1)).await.unwrap();
+        erasure.unwrap().id
+    };
+    assert_eq!(erase(&new).await, erase(&old).await);
     let token = new
         .leases
         .acquire("analytics", "b", DAY)

@@ -1,7 +1,8 @@
 //! Accounts, totals and dead letters.
 
 use herald_model::{
-    Address, Channel, ChunkId, Disabled, DisabledReason, Lane, PostId, Registration, UserKey, time::Timestamp,
+    Address, ApiKey, ApiKeyId, Channel, ChunkId, Disabled, DisabledReason, Lane, PostId, Registration, Scope,
+    UserKey, time::Timestamp,
 };
 use herald_store::{
     Cause, ChunkRef, Counted, Counts, DeadLetter, DeadLetterId, DeadLetterState, DeadLetterVersion,
@@ -52,6 +53,19 @@ pub(crate) async fn fill_accounts(stores: &Stores) {
         ..PreferencesChange::default()
     };
     stores.preferences.update(UserKey(11), &change).await.unwrap();
+    for (id, expires_at) in [(u64::MAX - 3, None), (5, Some(Timestamp(9)))] {
+        let key = ApiKey {
+            id: ApiKeyId(id),
+            name: "ci".into(),
+            secret_hash: [8; 32],
+            scopes: [Scope::Post].into_iter().collect(),
+            created_at: at,
+            expires_at,
+            revoked_at: None,
+        };
+        stores.api_keys.insert(&key, at).await.unwrap();
+    }
+    stores.api_keys.revoke(ApiKeyId(5), at).await.unwrap();
 }
 
 pub(crate) async fn fill_totals(stores: &Stores) {

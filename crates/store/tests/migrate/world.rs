@@ -10,6 +10,7 @@ use herald_store::{
     ErrorKind, Result,
     cluster::{self, SecretUrl},
     embedded::{self, Embedded},
+    encryption::Encryption,
     migrate::{self, Moved, Stage},
 };
 use sqlx::Connection as _;
@@ -20,6 +21,8 @@ pub(crate) struct World {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     pub(crate) to: cluster::Config,
+    /// Encryption of the embedded store.
+    pub(crate) from: Encryption,
 }
 
 impl World {
@@ -38,6 +41,7 @@ impl World {
             postgres,
             redis,
             to,
+            from: Encryption::default(),
         })
     }
 
@@ -46,6 +50,8 @@ impl World {
             data_dir: self.dir.path().into(),
             disk_free_mb_min: 0,
             follow_history_keep_hours: 1,
+            post_keep_days: Some(30),
+            encryption: self.from.clone(),
             ..embedded::Config::default()
         }
     }

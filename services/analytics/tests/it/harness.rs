@@ -327,7 +327,7 @@ impl Harness {
 
     /// The value of a metric; 0 if it is not exported.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        let text = self.shared.encode();
+        let text = self.shared.open_metrics();
         let line = text
             .lines()
             .find(|line| line.split([' ', '{']).next() == Some(name));

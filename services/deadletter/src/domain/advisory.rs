@@ -127,6 +127,15 @@ mod tests {
 
     proptest! {
         #[test]
+        fn bytes_near_an_advisory_are_one_or_refused(
+            json in herald_fuzz::near(Just(terminated("push failed").into_bytes())),
+        ) {
+            if let Ok(advisory) = Advisory::parse(&json) {
+                prop_assert!(advisory.reason.len() <= json.len().max(DELIVERIES_EXHAUSTED.len()));
+            }
+        }
+
+        #[test]
         fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Advisory::parse(&bytes);
         }

@@ -1,8 +1,12 @@
 //! The responses of a streaming call whose caller may stop reading.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream};
+use herald_rpc::status;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -12,12 +16,16 @@ use tonic::Status;
 const BUFFERED_MAX: usize = 256;
 /// Longest wait for a caller that does not read. Then its work ends, so that it does not block the next caller.
 const READ_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Delay after which such a caller may try again.
+const SLOW_RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Longest wait once the service shuts down.
 const SHUTDOWN_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// The sender of the responses.
 pub(super) struct Responses<T> {
     sender: Option<mpsc::Sender<Result<T, Status>>>,
+    /// The end of a call that was cut; after what is buffered, so that a cut call never looks complete.
+    cut: Arc<OnceLock<Status>>,
     wait_max: Duration,
     shutdown: CancellationToken,
 }
@@ -35,12 +43,17 @@ impl<T: Send + 'static> Responses<T> {
         shutdown: CancellationToken,
     ) -> (Self, impl Stream<Item = Result<T, Status>> + Send + 'static) {
         let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
+        let cut = Arc::new(OnceLock::new());
         let responses = Self {
             sender: Some(sender),
+            cut: Arc::clone(&cut),
             wait_max,
             shutdown,
         };
-        (responses, ReceiverStream::new(receiver).fuse())
+        // The sender is dropped after the reason is set.
+        let end = stream::once(async move { cut.get().cloned() });
+        let end = end.filter_map(|cut| std::future::ready(cut.map(Err)));
+        (responses, Box::pin(ReceiverStream::new(receiver).chain(end)))
     }
 
     /// Sends a response. Returns whether the caller still reads: `false` after it has disconnected, or has read nothing
@@ -55,15 +68,19 @@ impl<T: Send + 'static> Responses<T> {
                 tokio::time::sleep(SHUTDOWN_WAIT_MAX).await;
             };
             tokio::select! {
-                () = tokio::time::sleep(self.wait_max) => {}
-                () = at_shutdown => {}
+                () = tokio::time::sleep(self.wait_max) => {
+                    let message = format!("the caller read nothing for {:?}: the rest was not sent", self.wait_max);
+                    status::exhausted("SLOW_READER", message, SLOW_RETRY_AFTER)
+                }
+                () = at_shutdown => status::unavailable("SHUTTING_DOWN", "the service is shutting down"),
             }
         };
         let is_sent = tokio::select! {
             biased;
             sent = sender.send(response) => sent.is_ok(),
-            () = waited => {
+            cut = waited => {
                 tracing::info!("the caller of a streaming call does not read; the call ends");
+                let _ = self.cut.set(cut);
                 false
             }
         };
@@ -76,7 +93,19 @@ impl<T: Send + 'static> Responses<T> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+    use tonic_types::StatusExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_is_not_cut_ends_without_an_error() {
+        let (mut responses, stream) = Responses::new(CancellationToken::new());
+        assert!(responses.send(Ok(1)).await);
+        drop(responses);
+        let received: Vec<_> = stream.map(Result::unwrap).collect().await;
+        assert_eq!(received, [1]);
+    }
 
     #[tokio::test]
     async fn a_caller_that_does_not_read_ends_the_call() {
@@ -87,7 +116,14 @@ mod tests {
         }
         assert!(!responses.send(Ok(0)).await);
         assert!(!responses.send(Ok(0)).await);
-        assert_eq!(stream.count().await, BUFFERED_MAX);
+        let mut received: Vec<_> = stream.collect().await;
+        let last = received.pop().unwrap().unwrap_err();
+        let reason = last.get_details_error_info().unwrap().reason;
+        assert_eq!(
+            (last.code(), reason.as_str()),
+            (Code::ResourceExhausted, "SLOW_READER")
+        );
+        assert!(received.len() == BUFFERED_MAX && received.iter().all(Result::is_ok));
 
         let (mut responses, stream) =
             Responses::with_wait_max(Duration::from_millis(20), CancellationToken::new());

@@ -26,6 +26,7 @@ use herald_store::{
     ChunkPlan, OperationId, SlicePlan, Stores,
     embedded::{self, Embedded},
 };
+use herald_user_data::UserData;
 use prost::Message as _;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -214,6 +215,11 @@ impl Harness {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stores = self.stores.clone();
+        let user_data = UserData {
+            mesh: self.mesh.clone(),
+            topology: self.topology.clone(),
+            stores: stores.clone(),
+        };
         let auditor = Auditor {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
@@ -234,6 +240,7 @@ impl Harness {
             leases: stores.leases,
             retention: stores.retention,
             auditor,
+            user_data,
             listener: listener.into(),
             metrics: self.metrics.clone(),
         };
@@ -354,7 +361,7 @@ impl Harness {
 
     /// The value of a metric, summed over its labels.
     pub(crate) fn metric(&self, name: &str) -> u64 {
-        let text = self.shared.encode();
+        let text = self.shared.open_metrics();
         let lines = text
             .lines()
             .filter(|line| line.split([' ', '{']).next() == Some(name));

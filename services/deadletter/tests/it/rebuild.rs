@@ -56,6 +56,10 @@ impl Timelines for Views {
             entries: 2 * users.len() as u64,
         })
     }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        self.inner.erase(user).await
+    }
 }
 
 async fn rebuild(

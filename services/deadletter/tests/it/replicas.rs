@@ -31,7 +31,7 @@ struct Replica {
 impl Replica {
     fn leads(&self, lease: &str) -> bool {
         let line = format!("herald_deadletter_leading{{lease=\"{lease}\"}} 1");
-        self.metrics.encode().lines().any(|found| found == line)
+        self.metrics.open_metrics().lines().any(|found| found == line)
     }
 
     fn client(&self) -> &Client {
@@ -243,7 +243,7 @@ async fn an_instance_that_lost_its_lease_sends_nothing_more() {
     // The first instance can't renew its lease, but still reaches the dead letters and the broker.
     leases.reachable.store(false, Ordering::SeqCst);
     until(async || second.leads("redrive")).await;
-    assert!(!first.leads("redrive"));
+    until(async || !first.leads("redrive")).await;
     let done = tokio::time::timeout(Duration::from_mins(1), last(progress))
         .await
         .unwrap();
@@ -307,7 +307,7 @@ async fn both_instances_index_each_dead_letter_once() {
     assert_eq!(list_all(second.client()).await, found);
     let created: u64 = [&first, &second]
         .map(|replica| {
-            let text = replica.metrics.encode();
+            let text = replica.metrics.open_metrics();
             let lines = text
                 .lines()
                 .filter(|line| line.starts_with("herald_deadletter_created_total{"));
@@ -351,22 +351,31 @@ async fn one_instance_audits_and_trims_and_another_takes_over() {
         },
         ..config()
     };
-    let rounds = |replica: &Replica| {
-        let text = replica.metrics.encode();
+    let value = |replica: &Replica, name: &str| {
+        let text = replica.metrics.open_metrics();
         let line = text
             .lines()
-            .find(|line| line.starts_with("herald_audit_rounds_total "));
+            .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
         line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
     };
+    let rounds = |replica: &Replica| value(replica, "herald_audit_rounds_total");
+    let interval = |replica: &Replica| value(replica, "herald_audit_interval_seconds");
+    let alive = |replica: &Replica| value(replica, "herald_audit_alive_time_seconds");
+    let started = Timestamp::now().0 as u64 / 1_000_000;
     let first = start_replica(&harness, config.clone()).await;
     until(async || first.leads("audit") && first.leads("retention")).await;
     let second = start_replica(&harness, config).await;
     until(async || rounds(&first) >= 3).await;
-    assert_eq!(rounds(&second), 0);
+    assert_eq!([rounds(&second), interval(&second), alive(&second)], [0, 0, 0]);
+    assert_eq!(interval(&first), 1);
+    let seen = alive(&first);
+    assert!(seen >= started, "{seen}");
+    until(async || alive(&first) > seen).await;
     assert_eq!(retention.0.load(Ordering::SeqCst), 1);
 
     first.service.stop().await;
     until(async || rounds(&second) >= 1 && retention.0.load(Ordering::SeqCst) == 2).await;
     assert!(second.leads("audit") && second.leads("retention"));
+    assert!(interval(&second) == 1 && alive(&second) >= seen);
     second.service.stop().await;
 }

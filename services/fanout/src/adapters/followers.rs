@@ -6,9 +6,11 @@ use futures::{Stream, TryStreamExt as _};
 use herald_model::{FollowVersion, Recipients, UserKey};
 use herald_proto::mesh_v1::{
     ExportFollowersRequest, ExportFollowersResponse, follower_service_client::FollowerServiceClient,
+    follower_service_server::SERVICE_NAME as FOLLOWER_SERVICE,
 };
-use herald_runtime::trace::Inject;
-use tonic::{Status, service::interceptor::InterceptedService, transport::Channel};
+use herald_runtime::trace::{self, Inject};
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+use tracing::Instrument as _;
 
 use crate::{domain::Slice, error::ExpandError};
 
@@ -61,14 +63,23 @@ impl Followers {
             limit: recipients_max.into(),
         };
         let mut graph = self.graph.clone();
+        let span = trace::client_span("fanout", FOLLOWER_SERVICE, "ExportFollowers");
         let read = async {
             let pages = graph.export_followers(request).await?.into_inner();
             read_pages(pages, recipients_max).await
         };
-        tokio::time::timeout(READ_LIMIT, read).await.unwrap_or_else(|_| {
+        let read = tokio::time::timeout(READ_LIMIT, read.instrument(span.clone())).await;
+        let read = read.unwrap_or_else(|_| {
             let seconds = READ_LIMIT.as_secs();
             Err(Status::unavailable(format!("graph did not send the followers within {seconds} s")).into())
-        })
+        });
+        let code = match &read {
+            Ok(_) => Code::Ok,
+            Err(ExpandError::Graph(status)) => status.code(),
+            Err(_) => Code::DataLoss,
+        };
+        trace::record_code(&span, code);
+        read
     }
 }
 

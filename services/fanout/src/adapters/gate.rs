@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use herald_mesh::{Gate, Mesh, consumers, streams};
 use herald_model::Lane;
+use herald_runtime::metrics::Gauge;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Polls the pending chunks of one lane of TIMELINE and PUSH until `shutdown`. The receiver is `true` while the lane is
-/// paused.
+/// paused, and `shown` is 1.
 pub(crate) fn watch_gate(
     mesh: Mesh,
     lane: Lane,
     gate: Gate,
+    shown: Gauge,
     shutdown: CancellationToken,
 ) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
@@ -33,6 +35,7 @@ pub(crate) fn watch_gate(
                 } else {
                     tracing::info!(%lane, pending, "fan-out lane resumed");
                 }
+                shown.set(i64::from(paused));
                 sender.send_replace(paused);
             }
         }

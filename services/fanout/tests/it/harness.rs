@@ -160,6 +160,16 @@ impl World {
         info.delivered.consumer_sequence
     }
 
+    /// Removes all chunks of TIMELINE.
+    pub(crate) async fn purge_timeline(&self) {
+        let client = async_nats::connect(self.server.client_url()).await.unwrap();
+        let stream = async_nats::jetstream::new(client)
+            .get_stream("TIMELINE")
+            .await
+            .unwrap();
+        stream.purge().await.unwrap();
+    }
+
     /// Removes followers.
     pub(crate) async fn unfollow(&self, author: UserKey, followers: &[UserKey]) {
         let changes: Vec<FollowChange> = followers

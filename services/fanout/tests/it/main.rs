@@ -6,6 +6,7 @@
 mod config;
 mod corrupt;
 mod durable;
+mod gate;
 mod graph;
 mod harness;
 mod redrive;

@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures::{future::BoxFuture, stream};
+use bytes::BytesMut;
+use futures::future::BoxFuture;
 use herald_proto::v1;
 use herald_rpc::status;
 use herald_runtime::{
@@ -21,11 +21,12 @@ use herald_runtime::{
     trace,
 };
 use http::{HeaderMap, HeaderName, Request, Response, Version, header};
-use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, Full};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, server::NamedService, transport::Channel};
 use tower::{Service, ServiceExt as _};
+
+use crate::response::end_when;
 
 use deadline::Deadline;
 
@@ -74,6 +75,14 @@ pub(crate) struct Audits;
 
 impl Forwarded for Audits {
     const NAME: &'static str = v1::audit_service_server::SERVICE_NAME;
+    const ROLE: &'static str = "deadletter";
+}
+
+/// UserDataService.
+pub(crate) struct UserData;
+
+impl Forwarded for UserData {
+    const NAME: &'static str = v1::user_data_service_server::SERVICE_NAME;
     const ROLE: &'static str = "deadletter";
 }
 
@@ -266,12 +275,9 @@ fn forward_body<S: Forwarded>(
     deadline: Deadline,
     shutdown: CancellationToken,
 ) -> Body {
-    // A response of headers only has its status there, and the headers must end the stream: gRPC clients in Go report an
-    // internal error if an empty body follows.
-    if body.is_end_stream() {
-        return body;
-    }
     let ended = async move {
+        // Held until the response ends.
+        let _line = line;
         let shut_down = async {
             shutdown.cancelled().await;
             tokio::time::sleep(FINISH_LIMIT).await;
@@ -283,25 +289,7 @@ fn forward_body<S: Forwarded>(
             status = deadline.until_end() => expired::<S>(status),
         }
     };
-    let frames = stream::unfold(Some((body, line, Box::pin(ended))), |state| async move {
-        let (mut body, line, mut ended) = state?;
-        tokio::select! {
-            biased;
-            frame = body.frame() => Some(match frame? {
-                Ok(frame) => (Ok(frame), Some((body, line, ended))),
-                Err(status) => (end_with(&to_answer::<S>(status)), None),
-            }),
-            status = &mut ended => Some((end_with(&status), None)),
-        }
-    });
-    Body::new(StreamBody::new(frames))
-}
-
-/// The last frame of a response: its status.
-fn end_with(status: &Status) -> Result<Frame<Bytes>, Status> {
-    let mut trailers = HeaderMap::new();
-    status.add_header(&mut trailers)?;
-    Ok(Frame::trailers(trailers))
+    end_when(body, ended, to_answer::<S>)
 }
 
 /// Headers that are valid for one connection only (RFC 9110, section 7.6.1).
@@ -327,6 +315,7 @@ fn prepare_headers(request: &mut Request<Body>) {
 mod tests {
     use std::net::SocketAddr;
 
+    use http_body::Body as _;
     use tokio::{io::copy_bidirectional, net::TcpListener, net::TcpStream};
     use tokio_stream::wrappers::TcpListenerStream;
     use tonic::{Code, transport::Endpoint, transport::Server};

@@ -99,6 +99,7 @@ fn decode_base64url(text: &str) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -186,6 +187,27 @@ mod tests {
             ("https://fcm.googleapis.com/web.push.apple.com", false),
         ] {
             assert_eq!(requires_vapid_subject(endpoint), required, "{endpoint}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn texts_near_keys_are_keys_or_refused(
+            text in herald_fuzz::near(prop::sample::select(vec![
+                P256DH.to_owned(), AUTH.to_owned(), format!("whsec_{}", STANDARD.encode([7; 32])),
+            ]).prop_map(String::into_bytes)),
+        ) {
+            let text = String::from_utf8_lossy(&text);
+            if let Ok(point) = parse_p256dh(&text) {
+                prop_assert!(point.len() == POINT_BYTES && point[0] == 4);
+            }
+            if let Ok(auth) = parse_web_push_auth(&text) {
+                prop_assert_eq!(auth.len(), AUTH_BYTES);
+            }
+            if let Ok(secret) = parse_webhook_secret(&text) {
+                prop_assert!(WEBHOOK_SECRET_BYTES.contains(&secret.len()));
+                prop_assert_eq!(format!("{WEBHOOK_SECRET_PREFIX}{}", STANDARD.encode(secret)), text);
+            }
         }
     }
 }

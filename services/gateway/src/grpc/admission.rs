@@ -40,7 +40,8 @@ use request_body::{RequestBody, RequestKind, Waits};
 
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 const GRPC_TIMEOUT: &str = "grpc-timeout";
-const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// Path of the health check, which no limit concerns.
+pub(super) const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// Limits the calls over all connections.
 #[derive(Clone)]

@@ -10,42 +10,73 @@ use herald_proto::v1::post_service_server;
 use herald_runtime::health::{Group, LIVENESS};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, transport::Channel};
+use tonic::{Code, server::NamedService as _, transport::Channel};
 use tonic_health::{
     ServingStatus,
-    pb::{HealthCheckRequest, health_check_response, health_client::HealthClient},
-    server::HealthReporter,
+    pb::{
+        HealthCheckRequest, health_check_response, health_client::HealthClient, health_server::HealthServer,
+    },
+    server::{HealthReporter, HealthService},
 };
 
-use crate::post_checks::PostChecks;
+use super::routes::{OPERATORS, OPERATORS_FORWARDED, PUBLIC, PUBLIC_FORWARDED};
+use crate::{
+    adapters::{Analytics, Audits, DeadLetters, Forward, Graph, UserData},
+    post_checks::PostChecks,
+};
 
 const INTERVAL: Duration = Duration::from_secs(1);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Reports the status of services at the ports that serve them.
+#[derive(Default)]
+pub(super) struct Reporters {
+    public: HealthReporter,
+    operators: HealthReporter,
+}
+
+impl Reporters {
+    /// The health service of the public port.
+    pub(super) fn public(&self) -> HealthServer<HealthService> {
+        HealthServer::new(HealthService::from_health_reporter(self.public.clone()))
+    }
+
+    /// The health service of the operator port.
+    pub(super) fn operators(&self) -> HealthServer<HealthService> {
+        HealthServer::new(HealthService::from_health_reporter(self.operators.clone()))
+    }
+
+    /// Sets the status of a service; roles and the whole server are known at both ports.
+    async fn set(&self, service: &str, status: ServingStatus) {
+        let is_in = |lists: [&[&str]; 2]| lists.iter().any(|list| list.contains(&service));
+        if !is_in([&OPERATORS, &OPERATORS_FORWARDED]) {
+            self.public.set_service_status(service, status).await;
+        }
+        if !is_in([&PUBLIC, &PUBLIC_FORWARDED]) {
+            self.operators.set_service_status(service, status).await;
+        }
+    }
+}
+
 /// Reports the status of all services.
 pub(super) struct Health {
-    pub(super) reporter: HealthReporter,
+    pub(super) reporters: Reporters,
     pub(super) mesh: Mesh,
     pub(super) post_checks: PostChecks,
     /// The roles of the process.
     pub(super) roles: Vec<Group>,
-    /// Services that the gateway implements.
-    pub(super) local: Vec<&'static str>,
-    /// Forwarded services and the channels to their backends.
-    pub(super) forwarded: Vec<(&'static str, Channel)>,
+    pub(super) graph: Channel,
+    pub(super) analytics: Channel,
+    pub(super) deadletter: Channel,
 }
 
 impl Health {
     /// Sets the initial status of every service. Forwarded services are NOT_SERVING until their backend has answered.
     pub(super) async fn set_initial(&self) {
-        self.reporter
-            .set_service_status(LIVENESS, ServingStatus::Serving)
-            .await;
+        self.reporters.set(LIVENESS, ServingStatus::Serving).await;
         self.report_local().await;
-        for (service, _) in &self.forwarded {
-            self.reporter
-                .set_service_status(service, ServingStatus::NotServing)
-                .await;
+        for service in PUBLIC_FORWARDED.iter().chain(&OPERATORS_FORWARDED) {
+            self.reporters.set(service, ServingStatus::NotServing).await;
         }
     }
 
@@ -65,28 +96,31 @@ impl Health {
             () = shutdown.cancelled() => {}
         }
         for role in self.roles.iter().flat_map(|group| &group.names) {
-            self.reporter
-                .set_service_status(role, ServingStatus::NotServing)
-                .await;
+            self.reporters.set(role, ServingStatus::NotServing).await;
         }
-        for service in self
-            .local
-            .iter()
-            .chain(self.forwarded.iter().map(|(name, _)| name))
-        {
-            self.reporter
-                .set_service_status(service, ServingStatus::NotServing)
-                .await;
+        let services = [
+            &PUBLIC[..],
+            &PUBLIC_FORWARDED,
+            &OPERATORS,
+            &OPERATORS_FORWARDED,
+            &[""],
+        ];
+        for service in services.concat() {
+            self.reporters.set(service, ServingStatus::NotServing).await;
         }
-        self.reporter
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
     }
 
     async fn report(&self) {
-        let forwarded = join_all(self.forwarded.iter().map(async |(service, channel)| {
+        let backends = [
+            (Forward::<Graph>::NAME, &self.graph),
+            (Forward::<Analytics>::NAME, &self.analytics),
+            (Forward::<DeadLetters>::NAME, &self.deadletter),
+            (Forward::<Audits>::NAME, &self.deadletter),
+            (Forward::<UserData>::NAME, &self.deadletter),
+        ];
+        let forwarded = join_all(backends.map(async |(service, channel)| {
             let status = serving_if(is_serving(channel.clone(), service).await);
-            self.reporter.set_service_status(service, status).await;
+            self.reporters.set(service, status).await;
         }));
         futures::join!(self.report_local(), forwarded);
     }
@@ -96,18 +130,16 @@ impl Health {
         for group in &self.roles {
             let status = serving_if(group.readiness.failing().is_empty());
             for name in &group.names {
-                self.reporter.set_service_status(name, status).await;
+                self.reporters.set(name, status).await;
             }
         }
         let (connected, accepts_posts) = (self.mesh.is_connected(), self.post_checks.accepts_posts());
-        for service in self.local.iter().chain([&""]) {
+        for service in PUBLIC.iter().chain(&OPERATORS).chain([&""]) {
             let serving = match *service {
                 "" | post_service_server::SERVICE_NAME => accepts_posts,
                 _ => connected,
             };
-            self.reporter
-                .set_service_status(service, serving_if(serving))
-                .await;
+            self.reporters.set(service, serving_if(serving)).await;
         }
     }
 }

@@ -16,6 +16,7 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
+use herald_runtime::trace;
 use herald_store::{Archived, Posts, Users};
 use prost::Message as _;
 use tokio::{
@@ -29,7 +30,6 @@ use crate::{
     archive_watermark::ArchiveWatermark,
     error::read_error_to_status,
     feed::{self, RESPONSE_BYTES_MAX},
-    wire,
 };
 
 /// Maximum number of posts of one SubmitPosts stream.
@@ -136,9 +136,9 @@ impl PostService for PostApi {
         &self,
         request: Request<v1::SubmitPostRequest>,
     ) -> Result<Response<v1::SubmitPostResponse>, Status> {
-        Ok(Response::new(
-            self.submitter.submit(request.into_inner()).await?.into(),
-        ))
+        let accepted = self.submitter.submit(request.into_inner()).await?;
+        trace::record_post(accepted.id.0);
+        Ok(Response::new(accepted.into()))
     }
 
     async fn submit_posts(
@@ -207,7 +207,7 @@ impl PostService for PostApi {
             .map_err(|e| read_error_to_status(&e))?
         {
             Some(post) if post.deleted_at.is_none() => Ok(Response::new(v1::GetPostResponse {
-                post: Some(wire::post_to_v1(post)),
+                post: Some(post.into()),
             })),
             _ => Err(post_not_found(id)),
         }
@@ -234,7 +234,7 @@ impl PostService for PostApi {
             if bytes > RESPONSE_BYTES_MAX {
                 response.remaining_post_ids.push(id.0);
             } else {
-                response.posts.push(wire::post_to_v1(post));
+                response.posts.push(post.into());
             }
         }
         Ok(Response::new(response))
@@ -275,7 +275,7 @@ impl PostService for PostApi {
                 break;
             }
             last = Some(id);
-            response.posts.extend(post.map(wire::post_to_v1));
+            response.posts.extend(post.map(v1::Post::from));
         }
         if let Some(last) = last.filter(|_| more) {
             response.next_page_token = PageToken::encode_u64(LIST_POSTS, identity, last.0);
@@ -289,6 +289,7 @@ impl PostService for PostApi {
     ) -> Result<Response<v1::DeletePostResponse>, Status> {
         let request = request.into_inner();
         let id = parse_post_id(request.post_id)?;
+        trace::record_post(id.0);
         // `None`: any author.
         let author = match (request.any_author, request.author_id) {
             (true, author) if author.is_empty() => None,

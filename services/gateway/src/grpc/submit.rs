@@ -1,117 +1,36 @@
 //! Accepts posts: validates them and publishes them. Nothing of graph is needed: fan-out pins the followers later.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use herald_mesh::{Mesh, Subject};
-use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
+use herald_model::{Lane, Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_posts::{NO_KEY, PostReader, ReadError};
 use herald_proto::{mesh_v1, v1};
 use herald_recovery::StreamWatch;
-use herald_rpc::{fields::Violations, status};
+use herald_rpc::status;
 use herald_store::{ErrorKind, Posts, Users};
 use moka::sync::Cache;
 use tonic::Status;
 use uuid::Uuid;
 
+use super::new_post::{self, NewPost};
 use crate::{
     Metrics,
     archive_watermark::{ArchiveWatermark, WatermarkReading},
-    domain,
     error::read_error_to_status,
+    quota::{PostQuota, Reservation},
+    rates::Rates,
+    recent_request,
     request_history::{self, HistoryReading, RequestHistory},
 };
 
 /// Maximum number of authors whose keys are cached, some 10 MB.
 const AUTHORS_MAX: u64 = 100_000;
-
-/// A validated post.
-#[derive(Debug)]
-pub(crate) struct NewPost {
-    author: UserId,
-    request_id: Option<String>,
-    lane: Lane,
-    text: String,
-    links: Vec<String>,
-    media_urls: Vec<String>,
-    push_ttl_seconds: u32,
-    push: PushContent,
-}
-
-/// Validates a request; the error names every invalid field.
-pub(crate) fn parse(request: v1::SubmitPostRequest) -> Result<NewPost, Status> {
-    let mut violations = Violations::new();
-    let request_id = match request.request_id.as_str() {
-        "" => None,
-        id => violations.take("request_id", domain::parse_request_id(id)),
-    };
-    let author = violations.user_id("author_id", request.author_id);
-    violations.take("text", domain::check_text(&request.text));
-    for (field, urls) in [("links", &request.links), ("media_urls", &request.media_urls)] {
-        for (field, description) in domain::check_urls(field, urls) {
-            violations.add(field, description);
-        }
-    }
-    let lane = herald_proto::lane(request.lane);
-    violations.check(
-        "lane",
-        lane.is_some(),
-        "must be LANE_HIGH, LANE_NORMAL or LANE_LOW",
-    );
-    let push_ttl = match request.push_ttl {
-        None => Some(domain::PUSH_TTL_DEFAULT),
-        Some(ttl) => violations.take("push_ttl", herald_model::parse_push_ttl(ttl.seconds, ttl.nanos)),
-    };
-    violations.take("push_title", domain::check_push_title(&request.push_title));
-    violations.take(
-        "push_collapse_key",
-        domain::check_collapse_key(&request.push_collapse_key),
-    );
-    violations.take("push_data", domain::check_push_data(&request.push_data));
-    violations.into_result()?;
-    // Without violations all three are `Some`.
-    let (Some(author), Some(lane), Some(push_ttl)) = (author, lane, push_ttl) else {
-        return Err(status::invalid(&[("post", "is not valid")]));
-    };
-    Ok(NewPost {
-        author,
-        request_id,
-        lane,
-        text: request.text,
-        links: request.links,
-        media_urls: request.media_urls,
-        push_ttl_seconds: u32::try_from(push_ttl.as_secs()).unwrap_or(u32::MAX),
-        push: PushContent {
-            title: request.push_title,
-            collapse_key: request.push_collapse_key,
-            data: request.push_data,
-        },
-    })
-}
-
-impl NewPost {
-    /// The message that the post is published as.
-    fn into_message(
-        self,
-        author: Option<UserKey>,
-        request_id: String,
-        at: Timestamp,
-    ) -> mesh_v1::PostCreated {
-        mesh_v1::PostCreated {
-            author_key: author.unwrap_or(NO_KEY).0,
-            author_id: self.author.into_string(),
-            request_id,
-            text: self.text,
-            links: self.links,
-            media_urls: self.media_urls,
-            lane: v1::Lane::from(self.lane).into(),
-            accepted_at_us: at.0,
-            push_ttl_seconds: self.push_ttl_seconds,
-            push_title: self.push.title,
-            push_collapse_key: self.push.collapse_key,
-            push_data: self.push.data,
-        }
-    }
-}
+/// Maximum time to find out whether a post over the quota is a repeated one.
+const REPEATED_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// The fields of SubmitPostRequest in which a post differs from an earlier one.
 fn changed_fields(post: &mesh_v1::PostCreated, original: &Post) -> Vec<&'static str> {
@@ -143,6 +62,17 @@ struct ReadyPost {
     request_id: String,
     /// What shows that there is no post with this request id.
     evidence: Evidence,
+    /// Its place in the quota of the author.
+    reservation: Reservation,
+}
+
+/// RESOURCE_EXHAUSTED: the author has posted as often as the quota allows.
+fn quota_exceeded(wait: Duration) -> Status {
+    status::quota_exceeded(
+        "author_id",
+        "this author has posted as often in the last 24 hours as gateway.limits.posts_per_day_max allows",
+        Some(wait),
+    )
 }
 
 /// What shows that no post has a request id.
@@ -188,13 +118,19 @@ impl From<AcceptedPost> for v1::SubmitPostResponse {
     }
 }
 
-/// The keys of authors that the gateway knows. A key never changes. Clones share them.
+/// The keys of authors that the gateway knows. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Authors(Cache<UserId, UserKey>);
 
-impl Default for Authors {
-    fn default() -> Self {
-        Self(Cache::new(AUTHORS_MAX))
+impl Authors {
+    /// Keeps a key for [`Users::cached_for`], as the store does. An erasure of the author waits for both.
+    pub(crate) fn new(users: &dyn Users) -> Self {
+        Self(
+            Cache::builder()
+                .max_capacity(AUTHORS_MAX)
+                .time_to_live(users.cached_for())
+                .build(),
+        )
     }
 }
 
@@ -209,6 +145,8 @@ pub(crate) struct Submitter {
     pub(crate) request_history: RequestHistory,
     pub(crate) stream_watch: StreamWatch,
     pub(crate) authors: Authors,
+    pub(crate) author_rates: Rates<UserId>,
+    pub(crate) quota: PostQuota,
     pub(crate) metrics: Metrics,
 }
 
@@ -221,7 +159,7 @@ impl Submitter {
     /// Validates a post and looks for an earlier one with its request id. Nothing is durable yet.
     pub(crate) async fn prepare(&self, request: v1::SubmitPostRequest) -> PreparedPost {
         let started = Instant::now();
-        let outcome = match parse(request) {
+        let outcome = match new_post::parse(request) {
             Ok(post) => self.choose_next_step(post).await,
             Err(status) => Err(status),
         };
@@ -251,7 +189,7 @@ impl Submitter {
                 Ok(accepted)
             }
             Err(status) => {
-                self.metrics.count_refused(status.code());
+                self.metrics.count_refused(&status);
                 Err(status)
             }
         }
@@ -283,12 +221,59 @@ impl Submitter {
                 (request_id.clone(), evidence)
             }
         };
+        // A repeated request is no further post.
+        if let Err(wait) = self.author_rates.take(&new.author) {
+            self.metrics.count_limited("author");
+            return Err(status::rate_limited(
+                "author_id",
+                "this author posts more often than gateway.limits.posts_per_second_per_author allows",
+                wait,
+            ));
+        }
+        let key = author.filter(|_| !self.archive_watermark.is_store_away());
+        let reservation = match self.quota.reserve(&new.author, key, &request_id).await {
+            Ok(reservation) => reservation,
+            Err(wait) => match self.find_repeated(&new.author, key, &request_id, &evidence).await {
+                Ok(None) => return Err(quota_exceeded(wait)),
+                Ok(Some(id)) => {
+                    let lane = new.lane;
+                    let repeated = new.into_message(author, request_id, Timestamp::now());
+                    let original = self.read_original(id, repeated).await?;
+                    return Ok(NextStep::Duplicate(original, lane));
+                }
+                // It could be a repeated request, which must not be refused.
+                Err(()) => Reservation::default(),
+            },
+        };
         Ok(NextStep::Publish(Box::new(ReadyPost {
             new,
             author,
             request_id,
             evidence,
+            reservation,
         })))
+    }
+
+    /// Finds the post of a request that has no room in the quota of its author, among all that were accepted up to now.
+    async fn find_repeated(
+        &self,
+        author: &UserId,
+        key: Option<UserKey>,
+        request_id: &str,
+        evidence: &Evidence,
+    ) -> Result<Option<PostId>, ()> {
+        if matches!(evidence, Evidence::Generated) {
+            return Ok(None);
+        }
+        let find = recent_request::find(&self.mesh, &*self.posts, (author, key.ok_or(())?), request_id);
+        match tokio::time::timeout(REPEATED_WAIT_MAX, find).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(reason)) => {
+                tracing::debug!(reason, %author, "a post over the quota passes: it could be a repeated one");
+                Err(())
+            }
+            Err(_) => Err(()),
+        }
     }
 
     /// The key of an author; `None` if it is not cached and the store is away: then the readers of the post look it up.
@@ -365,6 +350,7 @@ impl Submitter {
             author,
             request_id,
             evidence,
+            reservation,
         } = post;
         match evidence {
             Evidence::Generated => {}
@@ -395,11 +381,15 @@ impl Submitter {
             let original = self.read_original(id, created).await?;
             // After a lost acknowledgement the mesh retries, and the broker reports this same post as a duplicate.
             let duplicate = original.at != at;
+            if !duplicate {
+                reservation.accept(id, at);
+            }
             return Ok(AcceptedPost {
                 duplicate,
                 ..original
             });
         }
+        reservation.accept(id, at);
         Ok(AcceptedPost {
             id,
             request_id: created.request_id,

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use herald_gateway::{Config, Deps, Error, Metrics, Vapid};
+use herald_gateway::{Config, Deps, Error, Listeners, Metrics, Vapid};
 use herald_local_nats::{Config as ServerConfig, Server};
 use herald_mesh::{Mesh, Subject, Topology, TopologyConfig};
 use herald_model::{Lane, PostId, Recipients, UserId, UserKey};
@@ -41,7 +41,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
     pub(crate) address: String,
+    pub(crate) operator_address: String,
     pub(crate) channel: Channel,
+    /// To the operator port.
+    pub(crate) operators: Channel,
     pub(crate) mesh: Mesh,
     pub(crate) topology: Arc<Topology>,
     pub(crate) stores: Stores,
@@ -151,7 +154,9 @@ impl World {
         let metrics = Shared::new().register(Metrics::new);
         let mut world = Self {
             address: String::new(),
+            operator_address: String::new(),
             channel: graph_route.own.clone(),
+            operators: graph_route.own.clone(),
             graph_route,
             mesh,
             topology,
@@ -176,15 +181,27 @@ impl World {
 
     /// Starts the gateway task.
     async fn run_gateway(&mut self, config: Config) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        self.address = listener.local_addr().unwrap().to_string();
-        self.channel = Endpoint::from_shared(format!("http://{}", self.address))
-            .unwrap()
-            .connect_lazy();
+        let listeners = Listeners {
+            public: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            operators: TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            tls: None,
+        };
+        self.address = listeners.public.local_addr().unwrap().to_string();
+        self.operator_address = listeners.operators.local_addr().unwrap().to_string();
+        let connect = |address: &str| {
+            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+            endpoint.connect_lazy()
+        };
+        self.channel = connect(&self.address);
+        self.operators = connect(&self.operator_address);
         self.readiness = Readiness::new();
         self.shutdown = CancellationToken::new();
         let stores = self.stores.clone();
         let deps = Deps {
+            auth: herald_auth::Config::default(),
+            auth_metrics: herald_auth::Metrics::default(),
+            api_keys: stores.api_keys,
+            rpc_metrics: herald_runtime::rpc_metrics::ServerMetrics::default(),
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
             users: stores.users,
@@ -195,7 +212,7 @@ impl World {
             ledger: stores.ledger,
             dead_letters: stores.dead_letters,
             stream_marks: stores.stream_marks,
-            listener,
+            listeners,
             graph: self.graph_route.clone(),
             // Nothing listens on port 1.
             analytics: Route::to(&Endpoint::from_static("http://127.0.0.1:1")),
@@ -267,7 +284,7 @@ impl World {
     }
 
     pub(crate) fn lags(&self) -> MeshServiceClient<Channel> {
-        MeshServiceClient::new(self.channel.clone())
+        MeshServiceClient::new(self.operators.clone())
     }
 
     pub(crate) fn graph_client(&self) -> GraphServiceClient<Channel> {
@@ -387,7 +404,7 @@ async fn serve_graph(graph: TestGraph, stop: CancellationToken) -> Route {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let routes = Routes::new(GraphServiceServer::new(graph));
-    let server = herald_runtime::grpc::serve_routes(listener, routes, stop);
+    let server = herald_runtime::grpc::serve_routes(listener, None, routes, stop);
     tokio::spawn(server);
     Route::to(&Endpoint::from_shared(url).unwrap())
 }

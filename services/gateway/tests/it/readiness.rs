@@ -87,6 +87,14 @@ impl Posts for FillablePosts {
     async fn list(&self, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
         self.posts.list(after, limit).await
     }
+
+    async fn of_author(&self, author: UserKey, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.posts.of_author(author, after, limit).await
+    }
+
+    async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
+        self.posts.erase_texts(posts).await
+    }
 }
 
 /// Whether a service is SERVING; the empty name is the whole server.

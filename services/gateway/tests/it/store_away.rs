@@ -1,10 +1,18 @@
 //! Posts are accepted while the store can't be reached, and none of them twice.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
+use async_nats::{
+    HeaderMap,
+    header::{NATS_EXPECTED_LAST_SEQUENCE, NATS_MESSAGE_ID},
+    jetstream::{self, context::PublishErrorKind},
+};
 use async_trait::async_trait;
 use futures::FutureExt as _;
 use herald_mesh::TopologyConfig;
@@ -16,6 +24,7 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     harness::{Setup, World, reason, submit, wait_until},
+    quotas::with_quota,
     startup::post,
 };
 
@@ -82,6 +91,16 @@ impl Posts for AwayPosts {
         self.1.check()?;
         self.0.list(after, limit).await
     }
+
+    async fn of_author(&self, author: UserKey, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.1.check()?;
+        self.0.of_author(author, after, limit).await
+    }
+
+    async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
+        self.1.check()?;
+        self.0.erase_texts(posts).await
+    }
 }
 
 struct AwayUsers(Arc<dyn Users>, Arc<Switch>);
@@ -107,6 +126,10 @@ impl Users for AwayUsers {
         self.1.check()?;
         self.0.last_key().await
     }
+
+    fn cached_for(&self) -> Duration {
+        self.0.cached_for()
+    }
 }
 
 /// Request ids.
@@ -122,9 +145,14 @@ fn request(text: &str, request_id: &str) -> v1::SubmitPostRequest {
 
 /// Starts a gateway whose broker forgets a request after two seconds, and the switch that takes the store away.
 async fn start() -> (World, Arc<Switch>) {
+    start_with(Setup::default().config).await
+}
+
+async fn start_with(config: herald_gateway::Config) -> (World, Arc<Switch>) {
     let switch = Arc::new(Switch::default());
     let (posts, users) = (switch.clone(), switch.clone());
     let world = World::start_with(Setup {
+        config,
         topology: TopologyConfig {
             dedupe_window_seconds: 2,
             ..TopologyConfig::default()
@@ -137,12 +165,62 @@ async fn start() -> (World, Arc<Switch>) {
     (world, switch)
 }
 
+/// The message id by which the broker knows a post for the dedupe window.
+struct BrokerId {
+    broker: jetstream::Context,
+    subject: String,
+    headers: HeaderMap,
+}
+
+impl BrokerId {
+    async fn of(world: &World, post_id: u64) -> Self {
+        let client = async_nats::connect(world.server.client_url()).await.unwrap();
+        let broker = jetstream::new(client);
+        let stream = broker.get_stream("POSTS").await.unwrap();
+        let message = stream.get_raw_message(post_id).await.unwrap();
+        let id = message.headers.get(NATS_MESSAGE_ID).expect("a message id");
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, id.clone());
+        headers.insert(NATS_EXPECTED_LAST_SEQUENCE, u64::MAX.to_string().as_str());
+        Self {
+            broker,
+            subject: message.subject.to_string(),
+            headers,
+        }
+    }
+
+    /// Asks with a message that the broker never stores: it looks for the message id before it compares the sequence.
+    async fn wait_until_forgotten(&self) {
+        wait_until("the broker has forgotten the post", async || {
+            let (subject, headers) = (self.subject.clone(), self.headers.clone());
+            let sent = self
+                .broker
+                .publish_with_headers(subject, headers, "".into())
+                .await;
+            match sent.unwrap().await {
+                Ok(known) => {
+                    assert!(known.duplicate, "{known:?}");
+                    false
+                }
+                Err(refused) => {
+                    assert_eq!(refused.kind(), PublishErrorKind::WrongLastSequence, "{refused}");
+                    true
+                }
+            }
+        })
+        .await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn posts_are_accepted_once_while_the_store_is_away() {
     let (world, switch) = start().await;
     let send = async |request| world.posts().submit_post(request).await;
     let before = send(request("before", BEFORE)).await.unwrap().into_inner();
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    BrokerId::of(&world, before.post_id)
+        .await
+        .wait_until_forgotten()
+        .await;
     switch.turn(true);
 
     // A known author, with a request id of the gateway or of the caller.
@@ -155,7 +233,10 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
     })
     .await;
     let chosen = chosen.unwrap().into_inner();
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    BrokerId::of(&world, chosen.post_id)
+        .await
+        .wait_until_forgotten()
+        .await;
 
     // Requests that the broker has forgotten get their posts back.
     for (text, id, post) in [
@@ -185,7 +266,10 @@ async fn posts_are_accepted_once_while_the_store_is_away() {
     assert!(!unknown.duplicate);
     let again = send(stranger("chosen", CHOSEN)).await.unwrap().into_inner();
     assert_eq!((again.post_id, again.duplicate), (unknown.post_id, true));
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    BrokerId::of(&world, unknown.post_id)
+        .await
+        .wait_until_forgotten()
+        .await;
     let mut again = None;
     wait_until("a repeated request is answered", async || {
         again = send(stranger("chosen", CHOSEN)).await.ok();
@@ -285,11 +369,10 @@ async fn a_request_that_only_the_store_can_tell_waits_for_it() {
         archived[0].is_some()
     })
     .await;
-    let client = async_nats::connect(world.server.client_url()).await.unwrap();
-    let stream = async_nats::jetstream::new(client).get_stream("POSTS").await;
-    stream.unwrap().purge().await.unwrap();
-    // After the dedupe window and the last reading of the archive watermark.
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let id = BrokerId::of(&world, before.post_id).await;
+    let stream = id.broker.get_stream("POSTS").await.unwrap();
+    stream.purge().await.unwrap();
+    id.wait_until_forgotten().await;
     switch.turn(true);
     for _ in 0..3 {
         let refused = send(request("before", BEFORE)).await.unwrap_err();
@@ -305,5 +388,40 @@ async fn a_request_that_only_the_store_can_tell_waits_for_it() {
     .await;
     let again = again.unwrap().into_inner();
     assert_eq!((again.post_id, again.duplicate), (before.post_id, true));
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_beyond_the_quota_pass_while_the_store_is_away() {
+    let (world, switch) = start_with(with_quota(1)).await;
+    world.post("107", "the only one").await;
+    world.wait_until_archived().await;
+    let refused = world
+        .posts()
+        .submit_post(submit("107", "more"))
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&refused), "QUOTA_EXCEEDED");
+    switch.turn(true);
+    for n in 0..5 {
+        let author = format!("new-{n}");
+        world.post(&author, "first").await;
+        world.post(&author, "second").await;
+    }
+    // Posts wait for the archive, so the gateway has noticed: an author who is known to have no room may post too.
+    wait_until("posts pass", async || {
+        world.posts().submit_post(submit("107", "away")).await.is_ok()
+    })
+    .await;
+    switch.turn(false);
+    world.wait_until_archived().await;
+    wait_until("the quota counts again", async || {
+        world
+            .posts()
+            .submit_post(submit("107", "back"))
+            .await
+            .is_err_and(|refused| reason(&refused) == "QUOTA_EXCEEDED")
+    })
+    .await;
     world.stop().await.unwrap();
 }

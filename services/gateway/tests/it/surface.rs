@@ -1,85 +1,107 @@
-//! The public port: reflection, health, gRPC-Web, forwarding.
+//! The ports: reflection, health, forwarding.
 
 use std::collections::BTreeSet;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
 use futures::stream;
 use herald_proto::v1;
 use prost::Message as _;
 use prost_types::FileDescriptorProto;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1 as reflection, v1alpha as reflection_alpha};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{World, fields, reason, submit, wait_until, with_timeout};
+use crate::harness::{Setup, World, fields, reason, submit, wait_until};
 
-const SERVICES: [&str; 8] = [
+/// Services of the public port.
+const SERVICES: [&str; 7] = [
     "herald.v1.AnalyticsService",
     "herald.v1.DeliveryService",
     "herald.v1.DeviceService",
     "herald.v1.GraphService",
-    "herald.v1.MeshService",
     "herald.v1.PostService",
     "herald.v1.PreferenceService",
     "herald.v1.TimelineService",
 ];
+/// Services of the operator port.
+const OPERATOR_SERVICES: [&str; 5] = [
+    "herald.v1.AuditService",
+    "herald.v1.DeadLetterService",
+    "herald.v1.KeyService",
+    "herald.v1.MeshService",
+    "herald.v1.UserDataService",
+];
+
+/// The services that reflection lists, in one of its versions.
+macro_rules! listed {
+    ($reflection:ident, $channel:expr) => {{
+        use $reflection::{
+            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+        };
+        let request = ServerReflectionRequest {
+            message_request: Some(MessageRequest::ListServices(String::new())),
+            ..Default::default()
+        };
+        let mut client = ServerReflectionClient::new($channel.clone());
+        let answers = client.server_reflection_info(stream::iter([request])).await;
+        let answer = answers.unwrap().into_inner().message().await.unwrap().unwrap();
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!()
+        };
+        list.service
+            .into_iter()
+            .map(|s| s.name)
+            .collect::<BTreeSet<String>>()
+    }};
+}
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reflection_lists_every_service_in_both_versions() {
+async fn reflection_lists_the_services_of_each_port_in_both_versions() {
     let world = World::start().await;
-    let expected = |names: BTreeSet<String>| {
-        for service in SERVICES.into_iter().chain(["grpc.health.v1.Health"]) {
-            assert!(names.contains(service), "{service} is not in {names:?}");
-        }
-        let internal = names.iter().find(|name| name.starts_with("herald.mesh."));
-        assert_eq!(internal, None);
+    let expected = |services: &[&str], own: &str| -> BTreeSet<String> {
+        let names = services.iter().chain(&["grpc.health.v1.Health"]);
+        names.map(ToString::to_string).chain([own.to_owned()]).collect()
     };
-    {
-        use reflection::{
-            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-        };
-        let request = ServerReflectionRequest {
-            message_request: Some(MessageRequest::ListServices(String::new())),
-            ..Default::default()
-        };
-        let mut client = ServerReflectionClient::new(world.channel.clone());
-        let answers = client
-            .server_reflection_info(stream::iter([request]))
-            .await
-            .unwrap();
-        let answer = answers.into_inner().message().await.unwrap().unwrap();
-        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
-            panic!()
-        };
-        expected(list.service.into_iter().map(|s| s.name).collect());
+    for (channel, services) in [
+        (&world.channel, &SERVICES[..]),
+        (&world.operators, &OPERATOR_SERVICES),
+    ] {
+        assert_eq!(
+            listed!(reflection, channel),
+            expected(services, "grpc.reflection.v1.ServerReflection")
+        );
+        assert_eq!(
+            listed!(reflection_alpha, channel),
+            expected(services, "grpc.reflection.v1alpha.ServerReflection")
+        );
     }
-    {
-        use reflection_alpha::{
-            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-        };
-        let request = ServerReflectionRequest {
-            message_request: Some(MessageRequest::ListServices(String::new())),
-            ..Default::default()
-        };
-        let mut client = ServerReflectionClient::new(world.channel.clone());
-        let answers = client
-            .server_reflection_info(stream::iter([request]))
-            .await
-            .unwrap();
-        let answer = answers.into_inner().message().await.unwrap().unwrap();
-        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
-            panic!()
-        };
-        expected(list.service.into_iter().map(|s| s.name).collect());
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_can_be_switched_off_at_both_ports() {
+    let config = herald_gateway::Config {
+        reflection: false,
+        ..Setup::default().config
+    };
+    let world = World::start_with(Setup {
+        config,
+        ..Setup::default()
+    })
+    .await;
+    for channel in [&world.channel, &world.operators] {
+        let request = reflection::ServerReflectionRequest::default();
+        let mut client = reflection::server_reflection_client::ServerReflectionClient::new(channel.clone());
+        let refused = client.server_reflection_info(stream::iter([request])).await;
+        assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
+        let request = reflection_alpha::ServerReflectionRequest::default();
+        let mut client =
+            reflection_alpha::server_reflection_client::ServerReflectionClient::new(channel.clone());
+        let refused = client.server_reflection_info(stream::iter([request])).await;
+        assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
     }
     world.stop().await.unwrap();
 }
@@ -162,24 +184,42 @@ async fn a_message_over_the_limit_is_an_invalid_argument_that_names_the_limit() 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_reflects_the_broker_and_the_forwarded_services() {
     let mut world = World::start().await;
-    let channel = world.channel.clone();
-    let status = async |service: &str| {
+    let (public, operators) = (world.channel.clone(), world.operators.clone());
+    let status_at = async |channel: &Channel, service: &str| {
         let request = HealthCheckRequest {
             service: service.into(),
         };
-        HealthClient::new(channel.clone())
-            .check(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .status()
+        let answer = HealthClient::new(channel.clone()).check(request).await;
+        answer.map(|answer| answer.into_inner().status())
     };
+    let status = async |service: &str| status_at(&public, service).await.unwrap();
     for service in SERVICES
         .into_iter()
         .filter(|s| !s.contains("Analytics"))
         .chain([""])
     {
         wait_until(service, async || status(service).await == ServingStatus::Serving).await;
+    }
+    for (service, expected) in [
+        ("", ServingStatus::Serving),
+        ("herald.v1.MeshService", ServingStatus::Serving),
+        // Nothing listens on the deadletter port.
+        ("herald.v1.AuditService", ServingStatus::NotServing),
+        ("herald.v1.DeadLetterService", ServingStatus::NotServing),
+        ("herald.v1.UserDataService", ServingStatus::NotServing),
+    ] {
+        wait_until(service, async || {
+            status_at(&operators, service).await.unwrap() == expected
+        })
+        .await;
+    }
+    // A port knows the services that it serves.
+    for (channel, service) in [
+        (&public, "herald.v1.MeshService"),
+        (&operators, "herald.v1.PostService"),
+    ] {
+        let unknown = status_at(channel, service).await.unwrap_err();
+        assert_eq!(unknown.code(), Code::NotFound, "{service}");
     }
     // Nothing listens on the analytics port.
     wait_until("analytics is NOT_SERVING", async || {
@@ -259,132 +299,14 @@ async fn calls_to_other_services_are_forwarded_unchanged() {
     world.stop().await.unwrap();
 }
 
-/// Sends a gRPC-Web call over HTTP/1.1; returns the head and the frames (flag, bytes) of the response.
-async fn grpc_web(world: &World, path: &str, message: &[u8]) -> (String, Vec<(u8, Bytes)>) {
-    let mut frame = BytesMut::new();
-    frame.put_u8(0);
-    frame.put_u32(message.len() as u32);
-    frame.put_slice(message);
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/grpc-web+proto\r\nx-grpc-web: 1\r\n\
-         origin: https://app.example.org\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-        world.address,
-        frame.len()
-    );
-    let mut connection = TcpStream::connect(&world.address).await.unwrap();
-    connection.write_all(head.as_bytes()).await.unwrap();
-    connection.write_all(&frame).await.unwrap();
-    let mut answer = Vec::new();
-    with_timeout("the response", connection.read_to_end(&mut answer))
-        .await
-        .unwrap();
-    let split = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
-    let head = String::from_utf8(answer[..split].to_vec())
-        .unwrap()
-        .to_ascii_lowercase();
-    let mut body = &answer[split + 4..];
-    let mut content = BytesMut::new();
-    if head.contains("transfer-encoding: chunked") {
-        loop {
-            let line = body.windows(2).position(|w| w == b"\r\n").unwrap();
-            let length = usize::from_str_radix(std::str::from_utf8(&body[..line]).unwrap(), 16).unwrap();
-            if length == 0 {
-                break;
-            }
-            content.put_slice(&body[line + 2..line + 2 + length]);
-            body = &body[line + 2 + length + 2..];
-        }
-    } else {
-        content.put_slice(body);
-    }
-    let mut frames = Vec::new();
-    let mut content = content.freeze();
-    while !content.is_empty() {
-        let flag = content[0];
-        let length = u32::from_be_bytes(content[1..5].try_into().unwrap()) as usize;
-        frames.push((flag, content.slice(5..5 + length)));
-        content = content.slice(5 + length..);
-    }
-    (head, frames)
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn a_browser_can_call_over_grpc_web() {
-    let world = World::start().await;
-    let request = submit("107", "from a browser").encode_to_vec();
-    let (head, frames) = grpc_web(&world, "/herald.v1.PostService/SubmitPost", &request).await;
-    assert!(head.starts_with("http/1.1 200"), "{head}");
-    assert!(head.contains("access-control-allow-origin: *"), "{head}");
-    assert_eq!(frames.len(), 2);
-    assert_eq!(
-        v1::SubmitPostResponse::decode(frames[0].1.clone())
-            .unwrap()
-            .post_id,
-        1
-    );
-    assert_eq!(frames[1].0, 0x80);
-    assert!(
-        std::str::from_utf8(&frames[1].1)
-            .unwrap()
-            .contains("grpc-status:0")
-    );
-
-    // A refused call and a forwarded call.
-    let (head, frames) = grpc_web(
-        &world,
-        "/herald.v1.PostService/SubmitPost",
-        &submit("", "x").encode_to_vec(),
-    )
-    .await;
-    let trailers = frames
-        .iter()
-        .map(|f| String::from_utf8_lossy(&f.1).into_owned())
-        .collect::<String>();
-    assert!(
-        format!("{head}{trailers}")
-            .replace(' ', "")
-            .contains("grpc-status:3"),
-        "{head} {trailers}"
-    );
-    let follow = v1::Follow {
-        follower_id: "1".into(),
-        author_id: "107".into(),
-        notify: None,
-    };
-    let request = v1::FollowRequest { follow: Some(follow) }.encode_to_vec();
-    let (_, frames) = grpc_web(&world, "/herald.v1.GraphService/Follow", &request).await;
-    assert!(v1::FollowResponse::decode(frames[0].1.clone()).unwrap().changed);
-
-    // The CORS preflight request.
-    let mut connection = TcpStream::connect(&world.address).await.unwrap();
-    let preflight = format!(
-        "OPTIONS /herald.v1.PostService/SubmitPost HTTP/1.1\r\nhost: {}\r\norigin: https://app.example.org\r\n\
-         access-control-request-method: POST\r\naccess-control-request-headers: content-type,x-grpc-web\r\n\
-         connection: close\r\n\r\n",
-        world.address
-    );
-    connection.write_all(preflight.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    with_timeout("the response", connection.read_to_string(&mut answer))
-        .await
-        .unwrap();
-    let answer = answer.to_ascii_lowercase();
-    assert!(answer.starts_with("http/1.1 200"), "{answer}");
-    assert!(
-        answer.contains("access-control-allow-headers: content-type,x-grpc-web"),
-        "{answer}"
-    );
-    world.stop().await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn unknown_methods_and_services_of_the_mesh_are_unimplemented() {
+async fn unknown_methods_are_unimplemented_and_those_of_the_mesh_refused() {
     let world = World::start().await;
     let mut client = tonic::client::Grpc::new(world.channel.clone());
     for path in [
         "/herald.v1.PostService/Nothing",
         "/herald.v1.GraphService/ExportFollowers",
-        "/herald.mesh.v1.FollowerService/ExportFollowers",
+        "/herald.mesh.v1.FollowerService/Nothing",
     ] {
         client.ready().await.unwrap();
         let codec = tonic_prost::ProstCodec::<v1::GetPostRequest, v1::GetPostResponse>::default();
@@ -392,5 +314,17 @@ async fn unknown_methods_and_services_of_the_mesh_are_unimplemented() {
         let answer = client.unary(request, path.parse().unwrap(), codec).await;
         assert_eq!(answer.unwrap_err().code(), Code::Unimplemented, "{path}");
     }
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<v1::GetPostRequest, v1::GetPostResponse>::default();
+    let request = Request::new(v1::GetPostRequest::default());
+    let path = "/herald.mesh.v1.FollowerService/ExportFollowers";
+    let refused = client
+        .unary(request, path.parse().unwrap(), codec)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::PermissionDenied, "METHOD_INTERNAL")
+    );
     world.stop().await.unwrap();
 }

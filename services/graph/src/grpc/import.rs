@@ -1,6 +1,6 @@
 //! ImportFollows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use futures::{FutureExt as _, StreamExt as _};
 use herald_proto::v1;
@@ -8,7 +8,7 @@ use herald_rpc::status;
 use herald_store::{FollowAction, FollowChange, FollowEffect};
 use tonic::{Status, Streaming};
 
-use crate::{domain, graph::Graph};
+use crate::{domain, graph::Graph, quota};
 
 /// Maximum number of follows in one message.
 const BATCH_FOLLOWS_MAX: usize = 10_000;
@@ -77,37 +77,80 @@ async fn apply_part(
     let mut valid = Vec::with_capacity(follows.len());
     for (at, follow) in (first..).zip(follows) {
         match domain::parse_follow(follow) {
-            Ok(follow) => valid.push(follow),
-            Err(violation) => {
-                response.failed_count += 1;
-                if response.failures.len() < FAILURES_MAX {
-                    response.failures.push(v1::ImportFailure {
-                        index: at,
-                        status: Some(status::to_proto(&super::violation_to_status(&violation, ""))),
-                    });
-                }
-            }
+            Ok(follow) => valid.push((at, follow)),
+            Err(violation) => add_failure(response, at, || super::violation_to_status(&violation, "")),
         }
     }
     if valid.is_empty() {
         return Ok(());
     }
-    let effects = graph.pace.bulk(apply_follows(graph, &valid)).await?;
+    let (indices, valid): (Vec<u64>, Vec<domain::Follow>) = valid.into_iter().unzip();
+    let (effects, refused) = graph.pace.bulk(apply_with_room(graph, &valid)).await?;
     let imported = effects.iter().filter(|effect| effect.changed).count() as u64;
     response.imported_count += imported;
     response.unchanged_count += effects.len() as u64 - imported;
+    for at in refused {
+        add_failure(response, indices[at], || quota::exceeded("follower_id"));
+    }
     Ok(())
 }
 
-/// Applies validated follows and requests their backfills; returns the effect of each.
+fn add_failure(response: &mut v1::ImportFollowsResponse, index: u64, status: impl FnOnce() -> Status) {
+    response.failed_count += 1;
+    if response.failures.len() < FAILURES_MAX {
+        response.failures.push(v1::ImportFailure {
+            index,
+            status: Some(status::to_proto(&status())),
+        });
+    }
+}
+
+/// Applies all of these follows, and requests their backfills; returns the effect of each.
+///
+/// # Errors
+/// RESOURCE_EXHAUSTED, `QUOTA_EXCEEDED`, when one of them has no room; then none is applied.
 pub(crate) async fn apply_follows(
     graph: &Graph,
     valid: &[domain::Follow],
 ) -> Result<Vec<FollowEffect>, Status> {
+    let changes = changes(graph, valid).await?;
+    let effects = graph
+        .apply(&changes, |index| format!("follows[{index}].follower_id"))
+        .await?;
+    request_backfills(graph, &changes).await?;
+    Ok(effects)
+}
+
+/// Applies those follows that have room in the quotas of their followers, and requests their backfills. Returns their
+/// effects, and the indices of the others.
+async fn apply_with_room(
+    graph: &Graph,
+    valid: &[domain::Follow],
+) -> Result<(Vec<FollowEffect>, BTreeSet<usize>), Status> {
+    let mut changes = changes(graph, valid).await?;
+    let (reserved, refused) = graph.reserve(&changes).await?;
+    let mut at = 0..;
+    changes.retain(|_| at.next().is_none_or(|at| !refused.contains(&at)));
+    if changes.is_empty() {
+        return Ok((Vec::new(), refused));
+    }
+    let effects = graph.apply_reserved(&changes, reserved).await?;
+    request_backfills(graph, &changes).await?;
+    Ok((effects, refused))
+}
+
+/// Backfills are published for existing follows too: a retried batch may not have published them before.
+async fn request_backfills(graph: &Graph, changes: &[FollowChange]) -> Result<(), Status> {
+    graph
+        .request_backfills(changes.iter().map(|c| (c.author, c.follower)))
+        .await
+}
+
+async fn changes(graph: &Graph, valid: &[domain::Follow]) -> Result<Vec<FollowChange>, Status> {
     let keys = graph
         .intern_all(valid.iter().flat_map(|f| [&f.follower, &f.author]))
         .await?;
-    let changes: Vec<_> = valid
+    let changes = valid
         .iter()
         .filter_map(|f| {
             Some(FollowChange {
@@ -117,10 +160,5 @@ pub(crate) async fn apply_follows(
             })
         })
         .collect();
-    let effects = graph.apply(&changes).await?;
-    // Backfills are published for existing follows too: a retried batch may not have published them before.
-    graph
-        .request_backfills(changes.iter().map(|c| (c.author, c.follower)))
-        .await?;
-    Ok(effects)
+    Ok(changes)
 }

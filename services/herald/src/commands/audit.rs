@@ -249,12 +249,17 @@ impl Show for SummaryEvent {
             table.row(row);
         }
         let mut lines = vec![table.render(), String::new()];
+        // That of a moment says nothing.
+        let rate = if summary.seconds < 1.0 {
+            String::new()
+        } else {
+            format!(" ({} deliveries/s)", count(summary.deliveries_per_second as u64))
+        };
         lines.push(format!(
-            "{} and {} compared with the timelines in {} ({} deliveries/s)",
+            "{} and {} compared with the timelines in {}{rate}",
             counted(summary.posts, "post", "posts"),
             counted(summary.timeline_entries, "entry", "entries"),
             time::approximate(Duration::from_secs_f64(summary.seconds.max(0.0))),
-            count(summary.deliveries_per_second as u64),
         ));
         if summary.planning_posts > 0 {
             lines.push(format!(
@@ -288,7 +293,7 @@ impl Show for SummaryEvent {
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     // No deadline: the duration depends on the number of posts.
     let request = tonic::Request::new(RunAuditRequest {
         since_time: args.since.map(to_proto),

@@ -1,6 +1,9 @@
 //! `herald backup`: copies streams and store while they are in use.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueHint;
 use herald_cli::{
@@ -8,26 +11,30 @@ use herald_cli::{
     failure::{Failure, Kind},
     output::{Show, count, counted},
 };
-use herald_proto::mesh_v1::{BackupRequest, BackupResponse, control_service_client::ControlServiceClient};
+use herald_proto::mesh_v1::{BackupRequest, BackupResponse};
 use herald_runtime::telemetry::error_chain;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use tonic::transport::Endpoint;
+use tonic::Status;
 
 use super::installation::Installation;
-use crate::server::{BackupProgress, Config, Recovering, control_socket};
+use crate::server::{
+    BackupProgress, Config, ControlClient, Recovering, control_socket, is_socket_too_long, read_backup,
+};
 
 const LONG: &str = "\
 Copies the streams and the store into a directory, while posts and deliveries go on. `herald restore` makes a working \
 installation of it, whose audit is clean or tells exactly what is missing.
 
-Of `herald up`, the backup has everything. The command finds the process by the socket `control.sock` in its data \
+Of `herald up`, the backup has everything but the storage key. The command finds the process by the socket `control.sock` in its data \
 directory, so it runs on the same machine, as the same user; the data directory of a stopped process is copied, too.
 
 Of `herald serve` on many machines, the backup has the streams. Back up PostgreSQL right after it, with `pg_dump` or as you \
 back up your other databases; timelines in Valkey are made again from PostgreSQL.
 
-The backup has posts, devices and secrets: its directory is readable by the user of the process alone.";
+The backup has posts, devices and secrets: its directory is readable by the user of the process alone. Devices stay \
+encrypted with the storage key, which no backup has: keep a copy of that key elsewhere, because nothing can read them \
+without it.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,6 +64,8 @@ struct BackupResult {
     message_count: u64,
     /// Rows of the embedded store; `None` if PostgreSQL has the store.
     row_count: Option<u64>,
+    /// The storage keys that the devices in the backup are encrypted with, which it does not have.
+    storage_key_ids: Vec<String>,
 }
 
 impl Show for BackupResult {
@@ -68,10 +77,21 @@ impl Show for BackupResult {
         );
         let dir = self.directory.display();
         match self.row_count {
-            Some(rows) => format!(
-                "{streams} and {} of the store copied to {dir}",
-                counted(rows, "row", "rows")
-            ),
+            Some(rows) => {
+                let keys = if self.storage_key_ids.is_empty() {
+                    String::new()
+                } else {
+                    format!(
+                        "\nIts devices are encrypted with the storage key {}, which it does not have: keep a copy of that key \
+                         (the file storage.key of the data directory, unless store.encryption.key is set) apart from it",
+                        self.storage_key_ids.join(" and ")
+                    )
+                };
+                format!(
+                    "{streams} and {} of the store copied to {dir}{keys}",
+                    counted(rows, "row", "rows")
+                )
+            }
             None => {
                 format!("{streams} copied to {dir}; now back up PostgreSQL, which has the store: `pg_dump`")
             }
@@ -89,42 +109,78 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     let result = if config.store.is_cluster() {
         copy(&config, &directory, &bar).await
     } else {
-        match connect(&control_socket(&config.data_dir)).await? {
-            Some(client) => ask(client, &directory, &bar).await,
-            None => copy(&config, &directory, &bar).await,
+        let socket = control_socket(&config.data_dir);
+        match connect(&socket).await? {
+            Some(process) => ask(process, &directory, &bar).await,
+            None => copy(&config, &directory, &bar)
+                .await
+                .map_err(|failure| with_hint(failure, &socket)),
         }
     };
     bar.finish_and_clear();
-    context.output.show(&result?)
+    let mut result = result?;
+    let manifest = read_backup(&directory);
+    result.storage_key_ids = manifest
+        .map_err(|error| Failure::failed(error_chain(error.as_ref())))?
+        .storage_keys;
+    context.output.show(&result)
+}
+
+/// A running process can't be reached through a socket whose path is too long.
+fn with_hint(failure: Failure, socket: &Path) -> Failure {
+    if !is_socket_too_long(socket) {
+        return failure;
+    }
+    failure.hint(format!(
+        "a running process can't be reached, because the path of its control socket is too long ({}): run both commands with a \
+         shorter --data-dir, such as one relative to the working directory, or stop it for the backup",
+        socket.display()
+    ))
 }
 
 /// Connects to the process of a data directory; `None` if none runs.
-async fn connect(socket: &Path) -> Result<Option<ControlServiceClient<tonic::transport::Channel>>, Failure> {
-    if !socket.exists() {
-        return Ok(None);
+pub(super) async fn connect(socket: &Path) -> Result<Option<ControlClient>, Failure> {
+    ControlClient::connect(socket).await.map_err(|error| {
+        let message = format!(
+            "can't reach the process of the data directory by {}",
+            socket.display()
+        );
+        let failure = Failure::io(message, &error);
+        if error.kind() == ErrorKind::PermissionDenied {
+            return failure
+                .hint("run the command as the user of that process, who alone can read the data directory");
+        }
+        failure
+    })
+}
+
+/// A call of the process of a data directory that failed.
+pub(super) fn refused(process: &ControlClient, status: Status) -> Failure {
+    if !process.is_silent(&status) {
+        return status.into();
     }
-    let url = format!(
-        "unix://{}",
-        std::path::absolute(socket)
-            .unwrap_or_else(|_| socket.into())
-            .display()
-    );
-    let endpoint = Endpoint::from_shared(url).map_err(|error| Failure::failed(error_chain(&error)))?;
-    // A process that was killed leaves its socket; the lock of the store tells whether one runs.
-    Ok(endpoint.connect().await.ok().map(ControlServiceClient::new))
+    Failure::new(Kind::Unreachable, format!("{} doesn't answer", process.name())).hint(
+        "it is stopped or hangs: let it go on (`kill -CONT PID`), or end it (`kill -KILL PID`) and start it again; \
+         nothing that was accepted is lost",
+    )
 }
 
 /// Lets a running process write the backup.
 async fn ask(
-    mut client: ControlServiceClient<tonic::transport::Channel>,
+    mut process: ControlClient,
     directory: &Path,
     bar: &ProgressBar,
 ) -> Result<BackupResult, Failure> {
     let request = BackupRequest {
         directory: directory.display().to_string(),
     };
-    let mut answers = client.backup(request).await?.into_inner();
-    while let Some(now) = answers.message().await? {
+    let answers = process.calls.backup(request).await;
+    let mut answers = answers.map_err(|status| refused(&process, status))?.into_inner();
+    while let Some(now) = answers
+        .message()
+        .await
+        .map_err(|status| refused(&process, status))?
+    {
         report(bar, &now);
         if now.done {
             return Ok(BackupResult {
@@ -132,6 +188,7 @@ async fn ask(
                 stream_count: now.stream_count,
                 message_count: now.message_count,
                 row_count: Some(now.row_count),
+                storage_key_ids: Vec::new(),
             });
         }
     }
@@ -146,6 +203,7 @@ async fn ask(
 /// Writes a backup of streams that processes share, or of a stopped `herald up`.
 async fn copy(config: &Config, directory: &Path, bar: &ProgressBar) -> Result<BackupResult, Failure> {
     let failed = |error: anyhow::Error| Failure::failed(error_chain(error.as_ref()));
+    config.check_store().map_err(failed)?;
     let source = Recovering::start(config).await.map_err(failed)?;
     let shown = bar.clone();
     let progress = move |now: BackupProgress| {
@@ -167,6 +225,7 @@ async fn copy(config: &Config, directory: &Path, bar: &ProgressBar) -> Result<Ba
         stream_count: written.streams.len() as u32,
         message_count: written.message_count(),
         row_count: written.store_rows,
+        storage_key_ids: Vec::new(),
     })
 }
 

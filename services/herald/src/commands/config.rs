@@ -135,9 +135,12 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
                 (check.roles.iter().copied().collect(), true)
             };
             let flags = check.all.flags(&context.global)?;
-            Config::load_for_start(file, flags, &roles, shared)
+            let config = Config::load_for_start(file, flags, &roles, shared)
                 .await
                 .map_err(Failure::usage)?;
+            for advice in config.advice() {
+                context.output.note(&advice);
+            }
             context.output.show(&Valid { valid: true })
         }
     }

@@ -34,6 +34,8 @@ const BATCH_FOLLOWS: usize = 5_000;
 const CALLS_IN_FLIGHT_MAX: usize = 4;
 /// Batches that are read ahead of the calls.
 const BATCHES_AHEAD: usize = 2;
+/// Lines at the beginning of the file of which at least half must be follows.
+const FIRST_LINES: u64 = 100;
 /// Failures kept for the summary.
 const FAILURES_MAX: usize = 1_000;
 /// Failures in text output.
@@ -89,7 +91,8 @@ enum Resource {
 /// Import follows from a file with lines `a b`, each meaning "a follows b"
 ///
 /// Spaces, tabs, a comma or a semicolon separate the ids. Blank lines and lines that begin with #, % or // are skipped. An
-/// invalid line is reported by its number and doesn't stop the import; the exit code is then 1. The import is idempotent:
+/// invalid line is reported by its number and doesn't stop the import; the exit code is then 1. A file is refused if more
+/// than half of its first 100 lines are invalid. The import is idempotent:
 /// existing follows count as unchanged. Ctrl-C stops it, tells what is imported, and the exit code is 130.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = FOLLOWS_EXAMPLES)]
@@ -275,13 +278,20 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let mut summary = Summary::default();
     let result = tokio::select! {
         result = import(reader, &client, &bar, &mut summary) => {
-            result.map_err(|failure| failure.during("the import was interrupted"))
+            result.map_err(|failure| match failure.kind() {
+                // It never began.
+                Kind::Usage => failure,
+                _ => failure.during("the import was interrupted"),
+            })
         }
         () = stop.cancelled() => Err(Failure::new(Kind::Interrupted, "the import was stopped by a signal")),
     };
     summary.finish(started.elapsed());
     bar.finish_and_clear();
-    result.map_err(|failure| failure.hint(summary.resume_hint()))?;
+    result.map_err(|failure| match failure.kind() {
+        Kind::Usage if summary.lines == 0 => failure,
+        _ => failure.hint(summary.resume_hint()),
+    })?;
     context.output.show(&summary)?;
     match summary.failed {
         0 => Ok(()),
@@ -333,8 +343,7 @@ async fn import<R: BufRead + Send + 'static>(
     }
     // After a read error, all earlier lines are imported.
     match reading.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Failure::io("can't read the rest of the file", &error)),
+        Ok(read) => read,
         Err(error) => Err(Failure::failed(format!("the file's reader failed: {error}"))),
     }
 }
@@ -349,9 +358,32 @@ async fn import_batch(client: &Client, mut batch: Batch) -> (Batch, Result<Impor
     (batch, answer.map(Response::into_inner))
 }
 
+/// Refuses a file that is something else: the few of its lines that look like follows would be imported. `batch`: its
+/// first one.
+fn check_beginning(batch: &Batch) -> Result<(), Failure> {
+    let good = batch.lines.count_to(FIRST_LINES);
+    let bad = batch.bad_lines.iter().filter(|bad| bad.line <= FIRST_LINES);
+    let bad_count = bad.clone().count() as u64;
+    if bad_count <= good {
+        return Ok(());
+    }
+    let first = bad.map(|bad| format!("line {}: {}", bad.line, bad.reason)).next();
+    Err(Failure::usage(format!(
+        "this is no file of follows, and nothing was imported: {bad_count} of its first {} are invalid ({})",
+        counted(bad_count + good, "line", "lines"),
+        printable(&first.unwrap_or_default())
+    ))
+    .hint("each line is `FOLLOWER AUTHOR`, see `herald import follows --help`; remove the invalid lines to import the rest"))
+}
+
 /// Reads batches until the end of the file, or until the receiver is dropped.
-fn read_batches<R: BufRead>(mut reader: Reader<R>, batches: &mpsc::Sender<Batch>) -> io::Result<()> {
-    while let Some(batch) = reader.next_batch(BATCH_FOLLOWS)? {
+fn read_batches<R: BufRead>(mut reader: Reader<R>, batches: &mpsc::Sender<Batch>) -> Result<(), Failure> {
+    let failed = |error| Failure::io("can't read the rest of the file", &error);
+    let mut is_first = true;
+    while let Some(batch) = reader.next_batch(BATCH_FOLLOWS).map_err(failed)? {
+        if std::mem::take(&mut is_first) {
+            check_beginning(&batch)?;
+        }
         if batches.blocking_send(batch).is_err() {
             break;
         }

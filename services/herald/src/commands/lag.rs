@@ -264,7 +264,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.watch {
         return stop::run_until_signal(watch(args.interval, context)).await;
     }
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let lag = client
         .mesh()
         .get_lag(client.request(GetLagRequest {}))
@@ -275,7 +275,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 async fn watch(interval: Duration, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let request = WatchLagRequest {
         interval: Some(duration_to_proto(interval)),
     };

@@ -12,7 +12,7 @@ use herald_cli::{
     output::{Show, count, counted},
     time,
 };
-use herald_runtime::{config::Flags, shutdown};
+use herald_runtime::{config::Flags, shutdown, telemetry::error_chain};
 use herald_store::{
     ErrorKind,
     migrate::{BATCH_ROWS, Moved, Progress, Stage},
@@ -35,6 +35,7 @@ one machine to many\".";
 
 const EXAMPLES: &str = "\
 Examples:
+  export HERALD_STORE__ENCRYPTION__KEY_FILE=$PWD/herald-data/storage.key
   herald migrate --data-dir herald-data \\
       --store postgres://localhost/herald --timelines redis://localhost:6379
   With passwords, from files:
@@ -63,6 +64,13 @@ pub(crate) struct Args {
     /// or from the configuration file.
     #[arg(long, value_name = "URL")]
     timelines: Option<String>,
+
+    /// Store the endpoints and secrets of encrypted devices in plain text
+    ///
+    /// Without it, the command refuses to move encrypted devices to a database for which no storage key
+    /// (store.encryption.key) is set.
+    #[arg(long)]
+    plain_devices: bool,
 }
 
 /// The result.
@@ -149,6 +157,14 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
              HERALD_STORE__URL_FILE if it has a password) and Valkey or Redis (--timelines, HERALD_TIMELINES__URL, or \
              HERALD_TIMELINES__URL_FILE)",
         ));
+    }
+    config
+        .check_moved_data_dir()
+        .map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
+    if !args.plain_devices {
+        config
+            .check_moved_key()
+            .map_err(|error| Failure::usage(error_chain(error.as_ref())))?;
     }
     let shutdown =
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;

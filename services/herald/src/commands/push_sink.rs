@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, BufRead},
+    io::{self, BufRead, ErrorKind},
     net::SocketAddr,
     path::PathBuf,
 };
@@ -191,7 +191,14 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     };
     let listener = TcpListener::bind(args.listen)
         .await
-        .map_err(|error| Failure::io(format!("can't listen on {}", args.listen), &error))?;
+        .map_err(|error| {
+            let failure = Failure::io(format!("can't listen on {}", args.listen), &error);
+            if error.kind() == ErrorKind::AddrInUse {
+                failure.hint("another process uses the port: name another address with --listen (port 0 picks a free port)")
+            } else {
+                failure
+            }
+        })?;
     let address = listener
         .local_addr()
         .map_err(|error| Failure::io("can't read the listen address", &error))?;

@@ -89,7 +89,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 async fn rebuild_timelines(args: TimelinesArgs, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let resumable = args.users.is_empty();
     // No deadline: the duration depends on the number of users.
     let request = tonic::Request::new(RebuildTimelinesRequest {

@@ -26,7 +26,7 @@ The gateway calls graph, analytics and deadletter, and fanout calls graph: name 
 these roles too. The scaler, for KEDA, needs NATS alone, and is the one role that `herald up` does not have.
 
 Every process answers /healthz (it runs), /readyz (what its roles need is there) and /metrics on --http. On --grpc the \
-gateway serves the public API; a process without the gateway serves its internal services and grpc.health.v1, which knows \
+gateway serves the public API, and on --operator-grpc operators' calls; a process without the gateway serves its internal services and grpc.health.v1, which knows \
 each role by its name. SIGTERM drains the work in flight for at most `shutdown_seconds` (25); a second one ends the \
 process at once.";
 
@@ -37,8 +37,8 @@ Examples:
     export HERALD_TIMELINES__URL=redis://10.0.0.3:6379
     export HERALD_PUSH__VAPID_PRIVATE_KEY_FILE=/run/secrets/vapid
     herald serve gateway,archive,graph,analytics,deadletter \\
-        --grpc 0.0.0.0:7700 --internal-grpc 0.0.0.0:7702
-    herald serve fanout,timeline,push --peer graph=http://10.0.0.4:7702 \\
+        --grpc 10.0.0.4:7700 --internal-grpc 10.0.0.4:7703 --insecure-no-auth
+    herald serve fanout,timeline,push --peer graph=http://10.0.0.4:7703 \\
         --grpc 127.0.0.1:7710 --http 0.0.0.0:7711
   A worker for urgent posts alone:
     herald serve timeline --lanes high --grpc 127.0.0.1:0 --http 127.0.0.1:0 --output json
@@ -68,6 +68,8 @@ struct Ready {
     roles: Roles,
     grpc: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    operator_grpc: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     internal_grpc: Option<SocketAddr>,
     http: SocketAddr,
     nats: String,
@@ -79,8 +81,11 @@ impl Show for Ready {
         let internal = self
             .internal_grpc
             .map_or(String::new(), |internal| format!(", internal {internal}"));
+        let operators = self
+            .operator_grpc
+            .map_or(String::new(), |operators| format!("\n  operators  {operators}"));
         format!(
-            "{}: {}\n  gRPC     {}{internal}\n  metrics  http://{}/metrics\n  NATS     {}\n\nCtrl-C drains and stops the process.",
+            "{}: {}\n  gRPC       {}{internal}{operators}\n  metrics    http://{}/metrics\n  NATS       {}\n\nCtrl-C drains and stops the process.",
             style("Herald is ready").green().bold(),
             self.roles,
             self.grpc,
@@ -141,6 +146,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         event: "ready",
         roles,
         grpc: addresses.grpc,
+        operator_grpc: addresses.operator_grpc,
         internal_grpc: addresses.internal_grpc,
         http: addresses.http,
         nats: addresses.nats,

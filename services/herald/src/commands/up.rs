@@ -1,20 +1,27 @@
 //! `herald up`: runs all services in one process.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use console::style;
-use herald_cli::{context::Context, failure::Failure, output::Show};
+use herald_cli::{
+    caller::{CallerTls, Credential},
+    context::Context,
+    failure::Failure,
+    output::Show,
+};
 use herald_runtime::{
+    config::Flags,
     http::CheckState,
     shutdown,
-    telemetry::{self, error_chain},
+    telemetry::{self, LogFormat, error_chain},
+    tls::{ClientFiles, ClientTls, Protocols, ServerTls, TlsConfig},
 };
 use serde::Serialize;
 
 use super::{ready, run_server};
 use crate::{
     demo,
-    server::{Addresses, Claim, Config, Roles, Server},
+    server::{Addresses, Claim, Config, Roles, Server, root_key},
     settings::Settings,
 };
 
@@ -34,11 +41,13 @@ Examples:
     herald up
   With a social graph and 10 posts per second:
     herald up --demo
+  Over TLS, with a private authority in the data directory:
+    herald up --tls
   With PostgreSQL and Redis:
     herald up --store postgres://localhost/herald --timelines redis://localhost:6379
   In a script: free ports, one JSON line when ready:
     herald up --data-dir \"$(mktemp -d)\" --output json \\
-        --grpc 127.0.0.1:0 --http 127.0.0.1:0 --nats-port 0
+        --grpc 127.0.0.1:0 --operator-grpc 127.0.0.1:0 --http 127.0.0.1:0 --nats-port 0
 
 Configuration:
   Set all other keys in a file (--config) or the environment; `herald config print` shows them.";
@@ -50,12 +59,26 @@ pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
 
+    /// Refuse calls without an API key, the root key or a token
+    ///
+    /// The root key allows everything, also `herald key create`. It is made at the first start, in the file `root-key` of
+    /// the data directory; clients get it with --token-file. Same as the setting `auth.enabled`.
+    #[arg(long)]
+    auth: bool,
+
     /// Import a social graph of 4,039 users, submit 10 posts per second and show the pushes to one user
     ///
     /// The receiver of the pushes has a plain-http loopback address. On a loopback --grpc address the server therefore
     /// accepts such devices, as with --allow-private-endpoints.
     #[arg(long)]
     demo: bool,
+
+    /// Serve gRPC over TLS, with a certificate of a private authority in the data directory
+    ///
+    /// Both are made at the first start, for localhost, 127.0.0.1, ::1 and the name of this machine. The certificate is made
+    /// again at a start within 30 days of its end. For a certificate of your own set `tls.cert_file` and `tls.key_file`.
+    #[arg(long)]
+    tls: bool,
 }
 
 /// The output when the server is ready.
@@ -63,39 +86,131 @@ pub(crate) struct Args {
 struct Ready {
     event: &'static str,
     grpc: SocketAddr,
+    operator_grpc: Option<SocketAddr>,
     http: SocketAddr,
     nats: String,
     herald_pid: u32,
     nats_pid: Option<u32>,
     data_dir: PathBuf,
+    /// With authentication: the file with the root key, unless the key is in the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root_key_file: Option<PathBuf>,
+    /// Whether gRPC is over TLS.
+    tls: bool,
+    /// The authority of `--tls`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
     #[serde(skip)]
     demo: bool,
 }
 
+impl Ready {
+    /// The options by which commands find the ports, and what to type before them.
+    fn way(&self) -> Way {
+        let default = Config::default();
+        if self.tls {
+            let variable = |name: &str, value: String| format!(" HERALD_{name}={value}");
+            let operators = self.operator_grpc.map(|address| server_url(address, true));
+            let authority = self.ca_file.as_ref().map(|file| quoted(&file.to_string_lossy()));
+            let variables = [
+                Some(variable("SERVER", server_url(self.grpc, true))),
+                operators.map(|url| variable("OPERATOR_SERVER", url)),
+                authority.map(|file| variable("CA_FILE", file)),
+            ];
+            let variables: String = variables.into_iter().flatten().collect();
+            return Way {
+                before: format!("  export{variables}\n"),
+                ..Way::default()
+            };
+        }
+        Way {
+            server: if self.grpc == default.grpc {
+                String::new()
+            } else {
+                format!(" --server {}", self.grpc)
+            },
+            operators: match self.operator_grpc {
+                Some(address) if address != default.operator_grpc => format!(" --operator-server {address}"),
+                _ => String::new(),
+            },
+            before: String::new(),
+        }
+    }
+}
+
+/// How commands find the ports.
+#[derive(Default)]
+struct Way {
+    server: String,
+    operators: String,
+    before: String,
+}
+
+/// The URL of a port for a command on this machine.
+fn server_url(address: SocketAddr, tls: bool) -> String {
+    let scheme = if tls { "https" } else { "http" };
+    if address.ip().is_unspecified() {
+        format!("{scheme}://localhost:{}", address.port())
+    } else {
+        format!("{scheme}://{address}")
+    }
+}
+
 impl Show for Ready {
     fn text(&self) -> String {
-        let server = if self.grpc == Config::default().grpc {
-            String::new()
-        } else {
-            format!(" --server {}", self.grpc)
+        let Way {
+            server,
+            operators,
+            before,
+        } = self.way();
+        let herald = program(std::env::args_os().next());
+        let (root_key, token) = match &self.root_key_file {
+            Some(file) => {
+                let file = file.display();
+                (
+                    format!("\n  root key   {file}"),
+                    format!("  export HERALD_TOKEN_FILE={file}\n"),
+                )
+            }
+            None => <_>::default(),
         };
         let next = if self.demo {
-            format!("  herald watch 107{server}\n  herald lag --watch{server}\n  herald stats{server}")
+            format!(
+                "  {herald} watch 107{server}\n  {herald} lag --watch{operators}\n  {herald} stats{server}"
+            )
         } else {
             format!(
-                "  herald follow 1 107 --notify{server}\n  herald post --author 107 --text 'hello, followers'{server}\n  \
-                 herald timeline 1{server}\n  herald delivery 1{server}"
+                "  {herald} follow 1 107 --notify{server}\n  {herald} post --author 107 --text 'hello, followers'{server}\n  \
+                 {herald} timeline 1{server}\n  {herald} delivery 1{server}"
             )
         };
         format!(
-            "{}\n  gRPC     {}\n  metrics  http://{}/metrics\n  NATS     {}\n  data     {}\n\nTry, in another terminal:\n{next}\n\nCtrl-C \
+            "{}\n  gRPC       {}\n  operators  {}\n  metrics    http://{}/metrics\n  NATS       {}\n  data       {}{root_key}\n\nTry, in another terminal:\n{before}{token}{next}\n\nCtrl-C \
              drains and stops the server.",
             style("Herald is ready").green().bold(),
             self.grpc,
+            self.operator_grpc
+                .map_or_else(String::new, |address| address.to_string()),
             self.http,
             self.nats,
             self.data_dir.display(),
         )
+    }
+}
+
+/// How the user has called this program, for the shell: `herald` can be missing on the PATH.
+fn program(called: Option<OsString>) -> String {
+    let called = called.and_then(|called| called.into_string().ok());
+    quoted(&called.unwrap_or_else(|| "herald".into()))
+}
+
+/// A word for the shell.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+~".contains(c);
+    if word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 
@@ -126,20 +241,47 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let telemetry = telemetry::init(&config.telemetry).map_err(|error| Failure::usage(error.to_string()))?;
     let shutdown =
         shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
+    let logs_json = config.telemetry.log_format == LogFormat::Json;
+    // A reader of JSON lines gets no other ones.
+    let note = |text: &str| {
+        if logs_json {
+            tracing::info!("{text}");
+        } else {
+            context.output.note(text);
+        }
+    };
     let data_dir = config.data_dir.clone();
+    let is_open = config.is_open_to_local_programs(&Roles::whole());
+    let has_own_certificate = config.tls.cert_file.is_some();
+    let root_key_file =
+        (config.auth.enabled && config.auth.root_key.is_empty()).then(|| root_key::path(&data_dir));
     let start = async {
-        let claim = Claim::new(config, Roles::whole(), false).await?;
-        let note = format!("starting with data in {}", data_dir.display());
-        context.output.note(&note);
-        Box::pin(Server::start(claim)).await
+        let mut claim = Claim::new(config, Roles::whole(), false).await?;
+        let root_key = claim.root_key().clone();
+        note(&format!("starting with data in {}", data_dir.display()));
+        if is_open {
+            note(
+                "calls need no credentials: every program of this machine can read and change everything (auth.enabled)",
+            );
+        }
+        let issued = if args.tls {
+            Some(claim.use_private_certificate()?)
+        } else {
+            None
+        };
+        let tls = claim.tls().clone();
+        anyhow::Ok((Box::pin(Server::start(claim)).await?, root_key, issued, tls))
     };
     // Ctrl-C aborts the start at once, for example during a download of nats-server.
     let Some(started) = shutdown.run_until_cancelled(Box::pin(start)).await else {
         return Ok(());
     };
-    let server = started.map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
+    let (server, root_key, issued, tls) =
+        started.map_err(|error| Failure::failed(error_chain(error.as_ref())))?;
+    let ca_file = issued.map(|issued| issued.authority);
     let Addresses {
         grpc,
+        operator_grpc,
         http,
         nats,
         nats_pid,
@@ -148,11 +290,15 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let ready = Ready {
         event: "ready",
         grpc,
+        operator_grpc,
         http,
         nats,
         herald_pid: std::process::id(),
         nats_pid,
         data_dir,
+        root_key_file,
+        tls: args.tls || has_own_certificate,
+        ca_file,
         demo: args.demo,
     };
     let readiness = server.readiness();
@@ -166,8 +312,24 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         let reported = ready::report(&readiness, &ready, not_ready, context.output);
         let reported = shutdown.run_until_cancelled(reported);
         if reported.await.is_some() && args.demo {
-            let url = format!("http://{grpc}");
-            if let Err(failure) = demo::run(url, context.output, demo_pushes, shutdown.clone()).await {
+            let url = server_url(grpc, ready.tls);
+            let demo = async {
+                let credential = if root_key.is_empty() {
+                    Credential::default()
+                } else {
+                    Credential::new(root_key.expose())?
+                };
+                demo::run(
+                    url,
+                    credential,
+                    to_own_port(&tls)?,
+                    context.output,
+                    demo_pushes,
+                    shutdown.clone(),
+                )
+                .await
+            };
+            if let Err(failure) = demo.await {
                 tracing::error!(error = failure.message(), "demo failed");
             }
         }
@@ -175,14 +337,35 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     run_server::until_shutdown(server, telemetry, &shutdown, meanwhile).await
 }
 
+/// TLS of the demo's calls to the gRPC port of this process: accepts the certificate of that port, whatever its
+/// authority is. If clients must have a certificate, it shows the certificate of the port as its own.
+fn to_own_port(config: &TlsConfig) -> Result<CallerTls, Failure> {
+    let Some(files) = config.server() else {
+        return Ok(CallerTls::Files(ClientFiles::default()));
+    };
+    let identity = config
+        .requires_client_certificates()
+        .then(|| (files.certificate.clone(), files.key.clone()));
+    ServerTls::open(&files, Protocols::Http2)
+        .and_then(|port| ClientTls::to_self(&port, identity))
+        .map(CallerTls::Made)
+        .map_err(|error| Failure::failed(format!("tls.{error}")))
+}
+
 /// Loads the configuration, and decides whether the demo receives pushes: its receiver has a plain-http loopback
 /// address, which only a server on loopback accepts for it.
 async fn load_config(args: &Args, context: &Context) -> Result<(Config, bool), Failure> {
     let (file, global) = (context.global.config.as_deref(), &context.global);
-    let flags = args.settings.flags(global)?;
+    let with_auth = |flags: Flags| flags.set("auth.enabled", args.auth.then_some(true));
+    let flags = with_auth(args.settings.flags(global)?);
     let config = Config::load_for_start(file, flags, &Roles::whole(), false)
         .await
         .map_err(Failure::usage)?;
+    if args.tls && config.tls.cert_file.is_some() {
+        return Err(Failure::usage(
+            "--tls makes a certificate of its own: leave it out, or unset tls.cert_file and tls.key_file",
+        ));
+    }
     let accepts = config.gateway.endpoints.allow_http && config.gateway.endpoints.allow_private;
     if !args.demo || accepts {
         return Ok((config, args.demo));
@@ -194,7 +377,23 @@ async fn load_config(args: &Args, context: &Context) -> Result<(Config, bool), F
         );
         return Ok((config, false));
     }
-    let flags = args.settings.flags_allowing_private(global, true)?;
+    let flags = with_auth(args.settings.flags_allowing_private(global, true)?);
     let config = Config::load(file, flags).map_err(|error| Failure::usage(error.to_string()))?;
     Ok((config, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_called_as_the_user_did() {
+        assert_eq!(program(Some("herald".into())), "herald");
+        assert_eq!(
+            program(Some("target/release/herald".into())),
+            "target/release/herald"
+        );
+        assert_eq!(program(Some("/my tools/herald".into())), "'/my tools/herald'");
+        assert_eq!(program(None), "herald");
+    }
 }

@@ -175,9 +175,15 @@ async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
     };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
     let mut last_progress = Instant::now();
+    let mut is_reconnecting = false;
     loop {
         let previous_token = request.resume_token.clone();
-        let failure = match print_stream(&client, &mut request, context.output).await {
+        let connected = || {
+            if std::mem::take(&mut is_reconnecting) {
+                context.output.note("reconnected");
+            }
+        };
+        let failure = match print_stream(&client, &mut request, context.output, connected).await {
             Ok(()) => Failure::new(Kind::Unreachable, "the server ended the stream"),
             Err(failure) => failure,
         };
@@ -194,19 +200,22 @@ async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
         }
         let delay = backoff.next_delay(failure.retry_after());
         context.output.note(&format!(
-            "{}; reconnecting in {:.1} s",
+            "{}; reconnecting to {} in {:.1} s",
             printable(failure.message()),
+            context.global.server,
             delay.as_secs_f64()
         ));
+        is_reconnecting = true;
         tokio::time::sleep(delay).await;
     }
 }
 
-/// Prints one stream until it ends. Stores the resume token of the last printed message in `request`.
+/// Prints one stream until it ends. Calls `connected` at its first message. Stores the resume token of the last printed message in `request`.
 async fn print_stream(
     client: &Client,
     request: &mut WatchTimelineRequest,
     output: Output,
+    connected: impl FnOnce(),
 ) -> Result<(), Failure> {
     let timed_out = || {
         Failure::new(
@@ -214,6 +223,7 @@ async fn print_stream(
             format!("no message from the server for {} s", SILENCE_MAX.as_secs()),
         )
     };
+    let mut connected = Some(connected);
     let mut timelines = client.timelines();
     let call = timelines.watch_timeline(request.clone());
     let mut stream = tokio::time::timeout(SILENCE_MAX, call)
@@ -224,6 +234,9 @@ async fn print_stream(
         .await
         .map_err(|_| timed_out())??
     {
+        if let Some(connected) = connected.take() {
+            connected();
+        }
         let resume_token = response.resume_token.clone();
         if let Some(line) = WatchLine::new(response) {
             line.print(output)?;

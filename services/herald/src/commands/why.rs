@@ -1,7 +1,6 @@
 //! `herald why`
 
 use herald_cli::{
-    client::Client,
     context::Context,
     failure::{Failure, printable},
     output::{Show, as_map, channel_name, counted, shell_quoted, state_name, suppressed_reason_name},
@@ -247,39 +246,47 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         user_id: args.user_id,
     });
     let response = client.deliveries().explain_delivery(request).await?.into_inner();
-    let explanation = explain(response, &client).await?;
+    let explanation = explain(response, context).await;
     context.output.show(&explanation)
 }
 
-async fn explain(response: ExplainDeliveryResponse, client: &Client) -> Result<Explanation, Failure> {
+async fn explain(response: ExplainDeliveryResponse, context: &Context) -> Explanation {
     let mut channels = Vec::new();
     for one in response.channels {
         let recipient = one.recipient.unwrap_or_default();
         let is_dead = recipient.state() == DeliveryState::Dead;
         let mut delivery = Delivery::from(recipient);
         if is_dead {
-            let found = find_dead_letter(client, response.post_id, one.channel, &response.user_id);
-            delivery.dead_letter_id = found.await?;
+            let found = find_dead_letter(context, response.post_id, one.channel, &response.user_id);
+            match found.await {
+                Ok(found) => delivery.dead_letter_id = found,
+                // Who may ask why may not be an operator.
+                Err(failure) => context.output.note(&format!(
+                    "the dead letter is not named, because the operator port did not answer: {}",
+                    printable(failure.message())
+                )),
+            }
         }
         channels.push((channel_name(one.channel), delivery));
     }
-    Ok(Explanation {
+    Explanation {
         post_id: response.post_id,
         user_id: response.user_id,
         planned: response.planned,
         author_id: response.author_id,
         push_expire_time: rfc3339(response.push_expire_time.as_ref()),
         channels,
-    })
+    }
 }
 
 /// The id of the post's dead letter that covers a user, among its newest ones.
 async fn find_dead_letter(
-    client: &Client,
+    context: &Context,
     post_id: u64,
     channel: i32,
     user_id: &str,
 ) -> Result<Option<u64>, Failure> {
+    let client = context.operator_client().await?;
     let request = client.request(ListDeadLettersRequest {
         filter: Some(DeadLetterFilter {
             post_id,

@@ -354,6 +354,25 @@ mod tests {
 
     proptest! {
         #[test]
+        fn bytes_near_a_line_are_two_users_or_have_a_reason(
+            line in herald_fuzz::near(prop::sample::select(vec![
+                "ann,bob\r\n", "\"ann\";\"b \"\"ob\"\n", "follower_id\tauthor_id\n", "# comment\n", "\u{feff}1 2\n", "\n",
+            ]).prop_map(|line| line.as_bytes().to_vec())),
+            header_possible: bool,
+        ) {
+            match parse(&line, header_possible) {
+                Ok(Line::Pair(a, b)) => {
+                    prop_assert!(a != b);
+                    prop_assert_eq!(UserId::new(a.as_str()), Ok(a));
+                    prop_assert_eq!(UserId::new(b.as_str()), Ok(b));
+                }
+                Ok(Line::Header(_)) => prop_assert!(header_possible),
+                Ok(Line::Skipped) => {}
+                Err(reason) => prop_assert!(!reason.is_empty()),
+            }
+        }
+
+        #[test]
         fn quoted_ids_come_back(
             a in "[^\\p{C}\u{feff}]{1,20}", b in "[^\\p{C}\u{feff}]{1,20}", separator in " |\t|,|;| , |;  "
         ) {

@@ -7,7 +7,7 @@
 use std::{num::NonZero, thread};
 
 use anyhow::{Context as _, Result};
-use herald_mesh::Mesh;
+use herald_mesh::{Mesh, Metrics};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 /// A handle to the background runtime and its connection.
@@ -43,9 +43,15 @@ impl BackgroundRuntime {
     }
 
     /// Connects to NATS on the background runtime.
-    pub(super) async fn connect(&self, config: herald_mesh::Config) -> Result<Background> {
+    pub(super) async fn connect(
+        &self,
+        mut config: herald_mesh::Config,
+        metrics: Metrics,
+    ) -> Result<Background> {
+        // So that logs and nats-server tell its connections from the others.
+        config.name.push_str(" background");
         let runtime = self.handle.clone();
-        let connecting = runtime.spawn(async move { Mesh::connect(&config).await });
+        let connecting = runtime.spawn(async move { Mesh::connect_with(&config, metrics).await });
         let mesh = connecting.await?.context("can't connect to NATS")?;
         Ok(Background { mesh, runtime })
     }

@@ -15,7 +15,7 @@ const RESTART_DELAY: Duration = Duration::from_millis(500);
 
 /// The user of the child. Its password is in the data directory, so that other programs of this machine can neither
 /// publish nor delete messages.
-const USER: &str = "herald";
+pub(super) const USER: &str = "herald";
 
 /// Limit of all files of the child, bytes: more than any disk has.
 const FILE_BYTES_MAX: u64 = 1 << 61;

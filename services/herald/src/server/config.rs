@@ -11,6 +11,7 @@ use herald_model::Lane;
 use herald_runtime::{
     config::{self, SecretUrl},
     telemetry,
+    tls::{InternalTlsConfig, TlsConfig},
 };
 use herald_store::cluster::TimelinesConfig;
 use serde::{Deserialize, Serialize};
@@ -33,9 +34,15 @@ pub(crate) struct Config {
     /// Listen address of gRPC; port 0 picks a free port. With the gateway this is the public API, otherwise the internal
     /// services of the process and its health.
     pub(crate) grpc: SocketAddr,
+    /// Listen address of operators' calls (dead letters, audits, the state of the mesh) of a process with the gateway;
+    /// port 0 picks a free port.
+    pub(crate) operator_grpc: SocketAddr,
     /// Listen address of the internal services (graph, analytics, deadletter) of a process that has the gateway too, if
     /// other processes call them. Unset: they listen on loopback, for this process alone.
     pub(crate) internal_grpc: Option<SocketAddr>,
+    /// Whether a port may listen where other machines reach it although calls there need no credentials. Without it such a
+    /// start is refused.
+    pub(crate) insecure_no_auth: bool,
     /// Listen address of `/healthz`, `/readyz` and `/metrics`; port 0 picks a free port.
     pub(crate) http: SocketAddr,
     /// Lanes of fanout, timeline and push: `high`, `normal`, `low`. Several processes can have one lane.
@@ -50,6 +57,12 @@ pub(crate) struct Config {
     pub(crate) start_wait_seconds: u64,
     /// Where roles of other processes are.
     pub(crate) peers: Peers,
+    /// TLS of the public API and of the calls of operators. Unset: plain text.
+    pub(crate) tls: TlsConfig,
+    /// TLS of the calls between roles. Unset: plain text.
+    pub(crate) internal_tls: InternalTlsConfig,
+    /// Who may call the gateway.
+    pub(crate) auth: herald_auth::Config,
     /// The NATS server.
     pub(crate) nats: Nats,
     /// Logs and traces.
@@ -80,8 +93,8 @@ pub(crate) struct Config {
     pub(crate) scaler: herald_scaler::Config,
 }
 
-/// The addresses of roles that run in other processes, `http://HOST:PORT`; commas separate several. Each name is resolved
-/// again every few seconds, and calls are balanced over all addresses.
+/// The addresses of roles that run in other processes, `http://HOST:PORT`, or `https://HOST:PORT` with `internal_tls`; commas
+/// separate several. Each name is resolved again every few seconds, and calls are balanced over all addresses.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Peers {
@@ -112,13 +125,18 @@ impl Default for Config {
         Self {
             data_dir: PathBuf::from("herald-data"),
             grpc: local(7700),
+            operator_grpc: local(7702),
             internal_grpc: None,
+            insecure_no_auth: false,
             http: local(7701),
             lanes: Lane::ALL.map(|lane| lane.as_str().to_owned()).into(),
             shutdown_seconds: 25,
             shutdown_delay_seconds: 2,
             start_wait_seconds: 0,
             peers: Peers::default(),
+            tls: TlsConfig::default(),
+            internal_tls: InternalTlsConfig::default(),
+            auth: herald_auth::Config::default(),
             nats: Nats::default(),
             telemetry: telemetry::Config::default(),
             topology: TopologyConfig::default(),
@@ -180,6 +198,23 @@ impl Config {
     /// The configuration of the cluster engine.
     pub(super) fn cluster(&self) -> herald_store::cluster::Config {
         self.store.cluster(&self.timelines)
+    }
+
+    /// What is not wrong, and should be done otherwise.
+    pub(crate) fn advice(&self) -> Vec<String> {
+        let keys = [
+            ("tls.key_file", self.tls.open_key()),
+            ("internal_tls.key_file", self.internal_tls.open_key()),
+        ];
+        keys.into_iter()
+            .filter_map(|(setting, file)| Some((setting, file?)))
+            .map(|(setting, file)| {
+                format!(
+                    "{setting} can be read by every user of this machine: {}; let only the user of Herald read it",
+                    file.display()
+                )
+            })
+            .collect()
     }
 
     /// The lanes of this process. Unknown names are refused by [`Config::validate`].

@@ -7,10 +7,16 @@ use std::{
 
 use herald_mesh::{Mesh, Topology};
 use herald_proto::mesh_v1::{
-    BackupRequest, BackupResponse,
+    BackupRequest, BackupResponse, CheckStreamsRequest, CheckStreamsResponse, RotateStorageKeyRequest,
+    RotateStorageKeyResponse, StreamProblem,
     control_service_server::{ControlService, ControlServiceServer},
 };
+use herald_recovery::{Checker, Problem};
 use herald_runtime::telemetry::error_chain;
+use herald_store::{
+    ErrorKind, Stores,
+    encryption::{self, RotationProgress},
+};
 use tokio::{
     net::UnixListener,
     sync::{Semaphore, mpsc},
@@ -20,12 +26,25 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
 
 use super::{
-    backup::{self, Progress},
+    backup::{Progress, Target},
     engine::Engine,
 };
 
 /// Reports of the progress that the caller has not read yet.
 const REPORTS_MAX: usize = 16;
+
+/// The path of the socket of a data directory.
+pub(crate) fn socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("control.sock")
+}
+
+/// The longest path of a socket, bytes.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Whether a path is too long for a socket.
+pub(crate) fn is_too_long(socket: &Path) -> bool {
+    socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX
+}
 
 /// Serves the socket of a data directory.
 pub(super) struct Control {
@@ -33,24 +52,26 @@ pub(super) struct Control {
     pub(super) topology: Arc<Topology>,
     pub(super) engine: Engine,
     pub(super) data_dir: PathBuf,
-    /// One backup at a time.
+    /// One backup or rotation at a time.
     pub(super) turn: Arc<Semaphore>,
 }
 
 /// Binds the socket of a data directory whose lock this process has. `None`, with a warning, if it can't.
 pub(super) fn bind(data_dir: &Path) -> Option<UnixListener> {
-    let path = backup::socket(data_dir);
+    let path = socket(data_dir);
     // That of a process that was killed.
     let _ = std::fs::remove_file(&path);
     match UnixListener::bind(&path) {
         Ok(listener) => Some(listener),
-        // A path that is too long, or a file system without sockets.
         Err(error) => {
-            tracing::warn!(
-                path = %path.display(),
-                %error,
-                "no control socket: `herald backup` can copy the data directory only while this process is stopped"
-            );
+            let advice = if is_too_long(&path) {
+                "the path of the control socket is too long: `herald backup` can copy the data directory only while this \
+                 process is stopped; use a shorter data_dir, such as one relative to the working directory"
+            } else {
+                "no control socket, for example because the file system has none: `herald backup` can copy the data \
+                 directory only while this process is stopped"
+            };
+            tracing::warn!(path = %path.display(), bytes_max = SOCKET_PATH_BYTES_MAX, %error, "{advice}");
             None
         }
     }
@@ -63,7 +84,7 @@ impl Control {
         listener: UnixListener,
         shutdown: CancellationToken,
     ) -> Result<(), tonic::transport::Error> {
-        let path = backup::socket(&self.data_dir);
+        let path = socket(&self.data_dir);
         let serving = Server::builder()
             .add_service(ControlServiceServer::new(self))
             .serve_with_incoming(UnixListenerStream::new(listener));
@@ -81,9 +102,9 @@ impl ControlService for Control {
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<Self::BackupStream>, Status> {
         let dir = PathBuf::from(request.into_inner().directory);
         let turn = self.turn.clone().try_acquire_owned();
-        let turn =
-            turn.map_err(|_| Status::failed_precondition("another backup is being made: wait for its end"))?;
-        backup::prepare(&dir).map_err(|error| Status::invalid_argument(error_chain(error.as_ref())))?;
+        let turn = turn.map_err(|_| is_busy())?;
+        let target = Target::prepare(&dir, Some(&self.data_dir));
+        let target = target.map_err(|error| Status::invalid_argument(error_chain(error.as_ref())))?;
         let (reports, answers) = mpsc::channel(REPORTS_MAX);
         let (mesh, topology, engine) = (self.mesh.clone(), self.topology.clone(), self.engine.clone());
         let data_dir = self.data_dir.clone();
@@ -94,7 +115,9 @@ impl ControlService for Control {
                 // A report that finds no room is followed by another one.
                 move |now| drop(reports.try_send(Ok(response(now))))
             };
-            let written = backup::write(&mesh, &topology, &engine, Some(&data_dir), &dir, progress).await;
+            let written = target
+                .write(&mesh, &topology, &engine, Some(&data_dir), progress)
+                .await;
             let last = match written {
                 Ok(manifest) => Ok(BackupResponse {
                     stream_count: manifest.streams.len() as u32,
@@ -109,6 +132,88 @@ impl ControlService for Control {
             let _ = reports.send(last).await;
         });
         Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    type RotateStorageKeyStream = ReceiverStream<Result<RotateStorageKeyResponse, Status>>;
+
+    async fn rotate_storage_key(
+        &self,
+        _: Request<RotateStorageKeyRequest>,
+    ) -> Result<Response<Self::RotateStorageKeyStream>, Status> {
+        let turn = self.turn.clone().try_acquire_owned();
+        let turn = turn.map_err(|_| is_busy())?;
+        let keys = self.engine.storage_keys();
+        let keys = keys.ok_or_else(|| Status::failed_precondition("this process has no store"))?;
+        let (reports, answers) = mpsc::channel(REPORTS_MAX);
+        tokio::spawn(async move {
+            let _turn = turn;
+            let progress = {
+                let reports = reports.clone();
+                // A report that finds no room is followed by another one.
+                move |now: RotationProgress| {
+                    let now = RotateStorageKeyResponse {
+                        user_count: now.users,
+                        user_count_total: now.users_estimated,
+                        ..RotateStorageKeyResponse::default()
+                    };
+                    drop(reports.try_send(Ok(now)));
+                }
+            };
+            let last = match encryption::rotate(&*keys, &progress).await {
+                Ok(rotated) => Ok(RotateStorageKeyResponse {
+                    user_count: rotated.users,
+                    user_count_total: rotated.users,
+                    encrypted_user_count: rotated.resealed,
+                    key_id: rotated.key.to_string(),
+                    forgotten_key_ids: rotated.forgotten.iter().map(ToString::to_string).collect(),
+                    done: true,
+                }),
+                Err(error) if error.kind() == ErrorKind::Invalid => {
+                    Err(Status::failed_precondition(error_chain(&error)))
+                }
+                Err(error) => Err(Status::internal(error_chain(&error))),
+            };
+            // Without a caller the rotation goes on all the same.
+            let _ = reports.send(last).await;
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn check_streams(
+        &self,
+        _: Request<CheckStreamsRequest>,
+    ) -> Result<Response<CheckStreamsResponse>, Status> {
+        let stores = self.engine.stores();
+        let stores = stores.ok_or_else(|| Status::failed_precondition("this process has no store"))?;
+        let checker = checker(&self.mesh, &self.topology, stores);
+        let problems = checker.check_thoroughly().await;
+        let problems = problems.map_err(|error| Status::unavailable(error_chain(&error)))?;
+        Ok(Response::new(CheckStreamsResponse {
+            problems: problems.iter().map(stream_problem).collect(),
+        }))
+    }
+}
+
+fn is_busy() -> Status {
+    Status::failed_precondition("a backup or a rotation of the storage key is going on: wait for its end")
+}
+
+/// Compares the streams with the store.
+pub(super) fn checker(mesh: &Mesh, topology: &Arc<Topology>, stores: Stores) -> Checker {
+    Checker {
+        mesh: mesh.clone(),
+        topology: topology.clone(),
+        posts: stores.posts,
+        dead_letters: stores.dead_letters,
+        stream_marks: stores.stream_marks,
+    }
+}
+
+/// A problem for the caller.
+pub(super) fn stream_problem(problem: &Problem) -> StreamProblem {
+    StreamProblem {
+        id: problem.id().into(),
+        description: problem.to_string(),
     }
 }
 

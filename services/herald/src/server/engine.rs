@@ -3,15 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use herald_runtime::telemetry::error_chain;
+use herald_runtime::{metrics::Registry, telemetry::error_chain};
 use herald_store::{
     Stores,
     cluster::{Cluster, Opening, Records},
     embedded::Embedded,
+    encryption::StorageKeys,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, away, data_dir, roles::Roles};
+use super::{Config, away, roles::Roles};
 
 /// The open engine.
 #[derive(Clone)]
@@ -39,11 +40,8 @@ impl Engine {
         if config.store.is_cluster() {
             return open_cluster(config, roles).await;
         }
-        if config.nats.is_child() {
-            data_dir::check_store_of_streams(&config.data_dir)?;
-        }
         // Its lock stops a second server before that touches the broker's files.
-        let embedded = config.store.embedded(&config.data_dir);
+        let embedded = config.embedded()?;
         let store = Embedded::open(&embedded).context("can't open the store")?;
         Ok(Self::Embedded(Arc::new(store)))
     }
@@ -57,6 +55,49 @@ impl Engine {
             Self::Records(store) => Some(store.stores()),
             Self::Absent => None,
         }
+    }
+
+    /// The keys that devices are encrypted with; `None` of an engine that is not open.
+    pub(super) fn storage_keys(&self) -> Option<Arc<dyn StorageKeys>> {
+        match self {
+            Self::Embedded(store) => Some(store.storage_keys()),
+            Self::Cluster(store) => Some(store.storage_keys()),
+            Self::Records(store) => Some(store.storage_keys()),
+            Self::Opening(_) | Self::Absent => None,
+        }
+    }
+
+    /// Logs the key that devices are encrypted with, or that there is none.
+    pub(super) fn report_encryption(&self, config: &Config, roles: &Roles) -> Result<()> {
+        let encryption = match self {
+            Self::Embedded(_) => config.embedded()?.encryption,
+            _ => config.store.encryption.clone(),
+        };
+        match encryption.key_id() {
+            _ if !roles.use_devices() => {}
+            Some(key_id) => tracing::info!(%key_id, "devices are encrypted with the storage key"),
+            None => tracing::info!(
+                "devices are stored as they are, with their endpoints and secrets: set store.encryption.key to encrypt them"
+            ),
+        }
+        Ok(())
+    }
+
+    /// Registers the metrics of the engine. The stores that the services get must be observed with them.
+    pub(super) fn register_metrics(&self, registry: &mut Registry) -> herald_store::Metrics {
+        let metrics = match self {
+            Self::Cluster(store) => store.metrics(),
+            Self::Opening(store) => store.metrics(),
+            Self::Records(store) => store.metrics(),
+            Self::Absent => return herald_store::Metrics::default(),
+            Self::Embedded(store) => {
+                let metrics = store.metrics().clone();
+                metrics.register(registry);
+                return metrics;
+            }
+        };
+        metrics.register_cluster(registry);
+        metrics.clone()
     }
 
     /// Opens an engine that is not open yet, and returns after the shutdown. `None` for an engine that is open.
@@ -122,6 +163,10 @@ impl Config {
                 self.store.timelines.entries_max
             },
             timeline_age_max: Duration::from_hours(24 * days),
+            post_age_max: self
+                .store
+                .post_keep_days
+                .map(|days| Duration::from_hours(24 * days)),
             ..herald_audit::Limits::default()
         }
     }
@@ -130,10 +175,16 @@ impl Config {
 async fn open_cluster(config: &Config, roles: &Roles) -> Result<Engine> {
     let cluster = config.cluster();
     let open = async || {
-        if !roles.use_timelines() {
-            return Ok(Engine::Records(Arc::new(Records::open(&cluster).await?)));
+        let engine = if roles.use_timelines() {
+            Engine::Cluster(Arc::new(Cluster::open(&cluster).await?))
+        } else {
+            Engine::Records(Arc::new(Records::open(&cluster).await?))
+        };
+        if let Some(keys) = engine.storage_keys().filter(|_| roles.use_devices()) {
+            keys.remove_lost().await?;
+            keys.check().await?;
         }
-        Ok(Engine::Cluster(Arc::new(Cluster::open(&cluster).await?)))
+        Ok(engine)
     };
     let open = async || match open().await {
         Err(error) if herald_store::Error::is_away(&error) && roles.is_gateway_alone() => {

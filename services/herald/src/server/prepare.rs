@@ -4,11 +4,34 @@ use anyhow::{Context as _, Result};
 use herald_mesh::{Difference, Mesh, NatsUser, Topology};
 use herald_model::time::Timestamp;
 use herald_store::{
-    cluster::{Cluster, Migrated},
+    cluster::{Cluster, Migrated, Records},
+    embedded::Embedded,
+    encryption::{self, Rotated, RotationProgress},
     migrate::{self, Moved, Progress},
 };
 
-use super::{Config, away};
+use super::{Config, away, data_dir, examining::access};
+
+/// Encrypts all devices of a store that no other process has open alone: PostgreSQL, or that of a stopped `herald up`.
+pub(crate) async fn rotate_storage_key(
+    config: &Config,
+    progress: &(dyn Fn(RotationProgress) + Send + Sync),
+) -> Result<Rotated> {
+    if config.store.is_cluster() {
+        let store = Records::open_unchanged(&config.cluster()).await;
+        let store = store.context("can't open the store")?;
+        let keys = store.storage_keys();
+        let rotated = encryption::rotate(&*keys, progress).await;
+        store.close().await;
+        return Ok(rotated?);
+    }
+    config.check_store()?;
+    data_dir::create_private_files();
+    let store = Embedded::open(&config.embedded()?).context("can't open the store")?;
+    let rotated = encryption::rotate(&*store.storage_keys(), progress).await;
+    store.close().context("can't close the store")?;
+    Ok(rotated?)
+}
 
 impl Config {
     /// Creates the missing streams and consumers, and updates those that differ. Returns the topology.
@@ -34,9 +57,7 @@ impl Config {
     }
 
     async fn connect_to_administer(&self) -> Result<Mesh> {
-        let url = self.nats.url.expose();
-        let config = self.nats.mesh_config(url, &self.topology, &[NatsUser::Topology]);
-        let config = config.map_err(anyhow::Error::msg)?;
+        let (config, _) = access(self, NatsUser::Topology)?;
         let connect = async || Mesh::connect(&config).await.context("can't connect to NATS");
         away::wait(self.start_wait(), connect).await
     }
@@ -47,7 +68,10 @@ impl Config {
         batch_rows: usize,
         progress: &(dyn Fn(Progress) + Send + Sync),
     ) -> herald_store::Result<Moved> {
-        let from = self.store.embedded(&self.data_dir);
+        let from = self.embedded();
+        let from = from.map_err(|error| {
+            herald_store::Error::new(herald_store::ErrorKind::Invalid, format!("{error:#}"))
+        })?;
         migrate::run(&from, &self.cluster(), batch_rows, progress).await
     }
 

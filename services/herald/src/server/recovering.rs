@@ -2,14 +2,15 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use herald_mesh::{Mesh, NatsUser, Topology};
 use herald_recovery::{Recovered, Recovery};
 
 use super::{
     Config, away,
-    backup::{self, Manifest, Progress},
+    backup::{self, Manifest, Progress, Target},
     broker::Broker,
+    data_dir,
     engine::Engine,
     roles::{Role, Roles},
 };
@@ -21,17 +22,26 @@ pub(crate) struct Recovering {
     broker: Broker,
 }
 
+impl Config {
+    /// Checks that the data directory has a store, if the store is in it. Changes nothing.
+    pub(crate) fn check_store(&self) -> Result<()> {
+        if self.store.is_cluster() {
+            return Ok(());
+        }
+        data_dir::check_store(&self.data_dir, self.nats.is_child())
+    }
+
+    /// Checks that the data directory has a store to move. Changes nothing.
+    pub(crate) fn check_moved_data_dir(&self) -> Result<()> {
+        data_dir::check_store(&self.data_dir, false)
+    }
+}
+
 impl Recovering {
     /// Opens the store, which excludes a running `herald up`, and starts its nats-server or connects to the one that is
     /// configured.
     pub(crate) async fn start(config: &Config) -> Result<Self> {
-        if !config.store.is_cluster() {
-            ensure!(
-                config.data_dir.is_dir(),
-                "there is no data directory {}: name it with --data-dir",
-                config.data_dir.display()
-            );
-        }
+        data_dir::create_private_files();
         // Timelines are no part of it.
         let roles: Roles = [Role::Archive].into_iter().collect();
         let engine = Engine::open(config, &roles).await?;
@@ -66,10 +76,12 @@ impl Recovering {
         dir: &Path,
         progress: impl Fn(Progress),
     ) -> Result<Manifest> {
-        backup::prepare(dir)?;
         let Recovery { mesh, topology, .. } = &self.recovery;
         let data_dir = (!config.store.is_cluster()).then_some(&*config.data_dir);
-        backup::write(mesh, topology, &self.engine, data_dir, dir, progress).await
+        let target = Target::prepare(dir, data_dir)?;
+        target
+            .write(mesh, topology, &self.engine, data_dir, progress)
+            .await
     }
 
     /// Creates the streams of a backup, archives the posts that only POSTS has, and lets all streams begin anew: they are
@@ -86,6 +98,7 @@ impl Recovering {
             engine,
             broker,
         } = self;
+        recovery.mesh.expect_end();
         // Its connections end before the server that they belong to.
         drop(recovery);
         let store = engine.close().await;

@@ -11,6 +11,7 @@ use herald_proto::{
         audit_service_server::SERVICE_NAME as AUDIT_SERVICE,
         dead_letter_service_server::SERVICE_NAME as DEAD_LETTER_SERVICE,
         graph_service_server::SERVICE_NAME as GRAPH_SERVICE,
+        user_data_service_server::SERVICE_NAME as USER_DATA_SERVICE,
     },
 };
 use serde::Serialize;
@@ -19,7 +20,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
-    /// Serves the public API: posts, timelines, devices, and calls forwarded to graph, analytics and deadletter
+    /// Serves the public API (posts, timelines, devices, follows, statistics) and operators' calls
     Gateway,
     /// Writes posts and their request ids to the store
     Archive,
@@ -72,7 +73,7 @@ impl Role {
         match self {
             Self::Graph => &[GRAPH_SERVICE, FOLLOWER_SERVICE],
             Self::Analytics => &[ANALYTICS_SERVICE],
-            Self::Deadletter => &[DEAD_LETTER_SERVICE, AUDIT_SERVICE],
+            Self::Deadletter => &[DEAD_LETTER_SERVICE, AUDIT_SERVICE, USER_DATA_SERVICE],
             Self::Scaler => &[SCALER_SERVICE],
             _ => &[],
         }
@@ -170,6 +171,11 @@ impl Roles {
     /// Whether one of the roles uses the store.
     pub(super) fn use_store(&self) -> bool {
         self.iter().any(Role::uses_store)
+    }
+
+    /// Whether one of the roles reads or writes devices.
+    pub(super) fn use_devices(&self) -> bool {
+        self.has(Role::Gateway) || self.has(Role::Push)
     }
 
     /// Whether one of the roles uses timelines.

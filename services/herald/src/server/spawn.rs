@@ -6,12 +6,12 @@ use anyhow::{Context as _, Result};
 use herald_mesh::{Mesh, Topology};
 use herald_model::Lane;
 use herald_push::Vapid;
-use herald_runtime::{grpc::Listener, metrics::Shared};
+use herald_runtime::{grpc::Listener, metrics::Shared, rpc_metrics::ServerMetrics};
 use herald_store::Stores;
-use tokio::net::TcpListener;
 
 use super::{
-    Config, background::Background, checks::Checks, peers::Channels, roles::Role, services::Services,
+    Config, background::Background, broker_state::BrokerState, checks::Checks, peers::Channels, roles::Role,
+    services::Services,
 };
 
 /// The shared dependencies of the services.
@@ -26,6 +26,7 @@ pub(super) struct Parts {
     /// `None` if no role of the process uses the store.
     pub(super) stores: Option<Stores>,
     pub(super) metrics: Shared,
+    pub(super) rpc_metrics: ServerMetrics,
     pub(super) checks: Checks,
 }
 
@@ -65,7 +66,7 @@ impl Parts {
     fn spawn_graph(&self, services: &mut Services, listener: Listener) -> Result<()> {
         let stores = self.stores()?;
         let deps = herald_graph::Deps {
-            mesh: self.mesh.clone(),
+            mesh: self.mesh.for_role("graph"),
             users: stores.users.clone(),
             follows: stores.follows.clone(),
             posts: stores.posts.clone(),
@@ -80,7 +81,7 @@ impl Parts {
     fn spawn_scaler(&self, services: &mut Services, listener: Listener) {
         let config = &self.config;
         let deps = herald_scaler::Deps {
-            mesh: self.mesh.clone(),
+            mesh: self.mesh.for_role("scaler"),
             topology: self.topology.clone(),
             workers: herald_scaler::Workers {
                 fanout_in_flight_max: config.fanout.posts_in_flight_max,
@@ -104,7 +105,7 @@ impl Parts {
         let background = self.background()?;
         let stores = self.stores()?;
         let deps = herald_analytics::Deps {
-            mesh: background.mesh.clone(),
+            mesh: background.mesh.for_role("analytics"),
             topology: self.topology.clone(),
             totals: stores.totals.clone(),
             users: stores.users.clone(),
@@ -121,8 +122,13 @@ impl Parts {
     fn spawn_deadletter(&self, services: &mut Services, listener: Listener) -> Result<()> {
         let background = self.background()?;
         let stores = self.stores()?.clone();
+        let user_data = herald_user_data::UserData {
+            mesh: background.mesh.for_role("deadletter"),
+            topology: self.topology.clone(),
+            stores: stores.clone(),
+        };
         let auditor = herald_audit::Auditor {
-            mesh: background.mesh.clone(),
+            mesh: background.mesh.for_role("deadletter"),
             topology: self.topology.clone(),
             users: stores.users.clone(),
             posts: stores.posts,
@@ -133,7 +139,7 @@ impl Parts {
             limits: self.config.audit_limits(),
         };
         let deps = herald_deadletter::Deps {
-            mesh: background.mesh.clone(),
+            mesh: background.mesh.for_role("deadletter"),
             topology: self.topology.clone(),
             users: stores.users,
             ledger: stores.ledger,
@@ -141,17 +147,29 @@ impl Parts {
             leases: stores.leases,
             retention: stores.retention,
             auditor,
+            user_data,
             listener,
             metrics: self.metrics.register(herald_deadletter::Metrics::new),
         };
         let deadletter = herald_deadletter::run(self.config.deadletter.clone(), deps, services.shutdown());
         services.spawn_on(&background.runtime, "deadletter", deadletter);
+        let broker_state = BrokerState::new(
+            background.mesh.clone(),
+            self.topology.clone(),
+            &self.config,
+            self.metrics.register(herald_mesh::BrokerMetrics::new),
+        );
+        services.spawn_on(
+            &background.runtime,
+            "broker state",
+            broker_state.run(services.shutdown()),
+        );
         Ok(())
     }
 
     pub(super) fn spawn_archive(&self, services: &mut Services) -> Result<()> {
         let deps = herald_archive::Deps {
-            mesh: self.mesh.clone(),
+            mesh: self.mesh.for_role("archive"),
             topology: self.topology.clone(),
             users: self.stores()?.users.clone(),
             posts: self.stores()?.posts.clone(),
@@ -164,7 +182,7 @@ impl Parts {
 
     pub(super) fn spawn_fanout(&self, services: &mut Services, channels: &Channels) -> Result<()> {
         let deps = herald_fanout::Deps {
-            mesh: self.mesh.clone(),
+            mesh: self.mesh.for_role("fanout"),
             topology: self.topology.clone(),
             lanes: self.lanes(),
             users: self.stores()?.users.clone(),
@@ -180,7 +198,7 @@ impl Parts {
     pub(super) fn spawn_timeline(&self, services: &mut Services) -> Result<()> {
         let stores = self.stores()?;
         let deps = herald_timeline::Deps {
-            mesh: self.mesh.clone(),
+            mesh: self.mesh.for_role("timeline"),
             topology: self.topology.clone(),
             lanes: self.lanes(),
             timelines: stores.timelines.clone(),
@@ -196,7 +214,7 @@ impl Parts {
     pub(super) fn spawn_push(&self, services: &mut Services, vapid: Vapid) -> Result<()> {
         let stores = self.stores()?.clone();
         let deps = herald_push::Deps {
-            mesh: self.mesh.clone(),
+            mesh: self.mesh.for_role("push"),
             topology: self.topology.clone(),
             lanes: self.lanes(),
             users: stores.users,
@@ -215,13 +233,16 @@ impl Parts {
     pub(super) fn spawn_gateway(
         &self,
         services: &mut Services,
-        listener: TcpListener,
+        listeners: herald_gateway::Listeners,
         channels: &Channels,
         vapid_public_key: Arc<OnceLock<String>>,
     ) -> Result<()> {
         let stores = self.stores()?.clone();
         let deps = herald_gateway::Deps {
-            mesh: self.mesh.clone(),
+            auth: self.config.auth.clone(),
+            auth_metrics: self.metrics.register(herald_auth::Metrics::new),
+            api_keys: stores.api_keys,
+            mesh: self.mesh.for_role("gateway"),
             topology: self.topology.clone(),
             users: stores.users,
             posts: stores.posts,
@@ -231,7 +252,7 @@ impl Parts {
             ledger: stores.ledger,
             dead_letters: stores.dead_letters,
             stream_marks: stores.stream_marks,
-            listener,
+            listeners,
             graph: channels.to(Role::Graph)?,
             analytics: channels.to(Role::Analytics)?,
             deadletter: channels.to(Role::Deadletter)?,
@@ -242,6 +263,7 @@ impl Parts {
             readiness: self.checks.of(Role::Gateway),
             roles: self.checks.role_groups(),
             draining: self.checks.draining.clone(),
+            rpc_metrics: self.rpc_metrics.clone(),
             metrics: self.metrics.register(herald_gateway::Metrics::new),
         };
         let gateway = herald_gateway::run(self.config.gateway.clone(), deps, services.shutdown());

@@ -1,12 +1,13 @@
 //! Starts and stops the server.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use herald_gateway::Listeners;
 use herald_mesh::{Mesh, Topology, TopologyMode};
 use herald_model::time::Timestamp;
 use herald_runtime::{
@@ -14,22 +15,28 @@ use herald_runtime::{
     health,
     http::{self, Readiness},
     metrics::Shared,
+    rpc_metrics::ServerMetrics,
+    telemetry,
 };
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, away,
-    background::{Background, BackgroundRuntime},
+    Config,
+    about::About,
+    background::BackgroundRuntime,
     broker::Broker,
     checks::Checks,
     claim::Claim,
+    connections::{Connections, connect},
     control::{self, Control},
     engine::Engine,
     peers::Channels,
+    process_file::{Announced, reachable},
     roles::{Role, Roles},
     services::Services,
     spawn::Parts,
+    tls,
     topology_wait::TopologyWait,
     vapid,
 };
@@ -47,6 +54,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses {
     pub(crate) grpc: SocketAddr,
+    /// Of operators' calls, if the process has the gateway.
+    pub(crate) operator_grpc: Option<SocketAddr>,
     /// Of the internal services, if they have a port for other processes beside the gateway's.
     pub(crate) internal_grpc: Option<SocketAddr>,
     pub(crate) http: SocketAddr,
@@ -62,12 +71,15 @@ pub(crate) struct Server {
     broker: JoinHandle<Broker>,
     broker_shutdown: CancellationToken,
     engine: Engine,
+    connections: Connections,
     /// The gateway; stops first, so that no more posts are accepted.
     gateway_services: Services,
     /// All other services.
     workers: Services,
     /// The port of `/readyz`; stops last.
     http_services: Services,
+    /// Unless processes share the store.
+    _announced: Option<Announced>,
     shutdown_limit: Duration,
     /// Time between the end of readiness and the stop of the services.
     shutdown_delay: Duration,
@@ -83,6 +95,7 @@ impl Server {
             roles,
             shared,
             grpc,
+            operator_grpc,
             internal_grpc,
             http,
             engine,
@@ -90,25 +103,35 @@ impl Server {
         let broker = Broker::start(&config).await?;
         let addresses = Addresses {
             grpc: grpc.local_addr()?,
+            operator_grpc: operator_grpc.as_ref().map(TcpListener::local_addr).transpose()?,
             internal_grpc: internal_grpc.as_ref().map(TcpListener::local_addr).transpose()?,
             http: http.local_addr()?,
             nats: broker.public_url(),
             nats_pid: broker.pid(),
         };
+        let announced = (!shared).then(|| Announced::new(&config.data_dir, addresses.http));
         let shutdown_limit = config.shutdown_limit();
         let topology = Arc::new(topology_that_drains(&config)?);
         config.gateway.drain_ms = config
             .gateway
             .drain_ms
             .min(drain_share(shutdown_limit).as_millis() as u64);
-        let (mesh, background) = connect(&config, &roles, &broker).await?;
-        let (background_runtime, background) = background.unzip();
-        let mut connections = vec![mesh.clone()];
-        connections.extend(background.as_ref().map(|background| background.mesh.clone()));
-        let checks = Checks::new(&roles, &connections);
         let metrics = Shared::new();
+        let mesh_metrics = metrics.register(herald_mesh::Metrics::new);
+        let broker_hops = config.telemetry.broker_hops && telemetry::endpoint(&config.telemetry).is_some();
+        let (mesh, background) = connect(&config, &roles, &broker, mesh_metrics).await?;
+        let mesh = mesh.with_broker_hops(broker_hops);
+        let (background_runtime, mut background) = background.unzip();
+        if let Some(background) = &mut background {
+            background.mesh = background.mesh.with_broker_hops(broker_hops);
+        }
+        let mut connections = Connections(vec![mesh.clone()]);
+        let of_background = background.as_ref().map(|background| background.mesh.clone());
+        connections.0.extend(of_background);
+        let checks = Checks::new(&roles, &connections.0);
+        register_process(&metrics, &config, &roles, &checks);
         let mut http_services = Services::new();
-        let mut http = Some(http);
+        let mut http = Some((http, About::new(&config, &roles)));
         let mut waited = None;
         match config.nats.topology {
             // The scaler alone reads what others make.
@@ -123,13 +146,14 @@ impl Server {
             }
             TopologyMode::Verify => {
                 let used = topology.used_by(&roles.nats_users());
-                let wait = TopologyWait::start(&checks, &grpc).await?;
+                let wait = TopologyWait::start(&checks, &grpc, tls::of_grpc(&config, &roles)?).await?;
                 spawn_http(&mut http_services, &mut http, &metrics, &checks);
                 wait.until_there(&mesh, &used).await;
                 waited = Some(wait);
             }
         }
-        let stores = engine.stores();
+        let store_metrics = metrics.register(|registry| engine.register_metrics(registry));
+        let stores = engine.stores().map(|stores| stores.observed(&store_metrics));
         if let Some(stores) = stores.as_ref().filter(|_| config.store.is_cluster()) {
             checks.watch_store(stores.health.clone());
         }
@@ -146,6 +170,8 @@ impl Server {
             mesh,
             background,
             stores,
+            rpc_metrics: metrics
+                .register(|registry| ServerMetrics::new(registry, herald_proto::all_methods())),
             metrics,
             checks: checks.clone(),
         };
@@ -159,6 +185,10 @@ impl Server {
         if let Some(watching) = engine.watch(workers.shutdown()) {
             workers.spawn("store", watching);
         }
+        if broker_hops && roles.has(Role::Gateway) {
+            let (mesh, stop) = (parts.mesh.clone(), workers.shutdown());
+            workers.spawn("broker-hops", async move { mesh.run_broker_hops(stop).await });
+        }
         if let Some(listener) = control {
             let control = Control {
                 mesh: parts.mesh.clone(),
@@ -169,7 +199,11 @@ impl Server {
             };
             workers.spawn("control", control.serve(listener, workers.shutdown()));
         }
-        let ports = Ports { grpc, internal_grpc };
+        let ports = Ports {
+            grpc,
+            operator_grpc,
+            internal_grpc,
+        };
         Box::pin(spawn_all(
             &parts,
             &roles,
@@ -193,9 +227,11 @@ impl Server {
             broker,
             broker_shutdown,
             engine,
+            connections,
             gateway_services,
             workers,
             http_services,
+            _announced: announced,
             shutdown_limit,
             shutdown_delay,
             _background: background_runtime,
@@ -237,36 +273,49 @@ impl Server {
         let http = self.http_services.stop(left().max(Duration::from_secs(1))).await;
         let store = timeout(CLOSE_LIMIT, self.engine.close()).await;
         let store = store.unwrap_or_else(|_| Err(anyhow!("the store did not close in time")));
+        self.connections.expect_end();
         self.broker_shutdown.cancel();
         let broker = match self.broker.await {
             Ok(broker) => broker.stop().await,
             Err(error) => Err(anyhow::Error::new(error).context("the supervisor of nats-server panicked")),
         };
-        gateway_services.and(workers).and(http).and(store).and(broker)
+        let stopped = gateway_services.and(workers).and(http).and(store).and(broker);
+        if stopped.is_ok() {
+            tracing::info!(
+                milliseconds = started.elapsed().as_millis() as u64,
+                "stopped: all work in flight is done or returned to the streams"
+            );
+        }
+        stopped
     }
 }
 
-/// Connects the process to NATS, and its background threads if one of the roles runs there.
-async fn connect(
-    config: &Config,
-    roles: &Roles,
-    broker: &Broker,
-) -> Result<(Mesh, Option<(BackgroundRuntime, Background)>)> {
-    let mesh_config = broker.mesh_config(config, &roles.nats_users())?;
-    let connect = async || Mesh::connect(&mesh_config).await.context("can't connect to NATS");
-    let mesh = away::wait(config.start_wait(), connect).await?;
-    if !roles.iter().any(Role::runs_in_background) {
-        return Ok((mesh, None));
+/// Registers the metrics of the process itself.
+fn register_process(metrics: &Shared, config: &Config, roles: &Roles, checks: &Checks) {
+    let mut dirs = Vec::new();
+    if roles.use_store() && !config.store.is_cluster() {
+        dirs.push(("data", config.data_dir.clone()));
     }
-    let runtime = BackgroundRuntime::start()?;
-    let background = runtime.connect(mesh_config).await?;
-    Ok((mesh, Some((runtime, background))))
+    if config.nats.is_child() {
+        dirs.push(("broker", config.data_dir.join("nats")));
+    }
+    if roles.has(Role::Analytics) {
+        dirs.push(("analytics", config.analytics.dir.clone()));
+    }
+    metrics.register(|registry| {
+        herald_runtime::metrics::register_build(registry, env!("CARGO_PKG_VERSION"));
+        herald_runtime::metrics::register_process(registry);
+        herald_runtime::metrics::register_disk(registry, dirs);
+        herald_runtime::ready_metrics::register_ready(registry, checks.process.clone());
+    });
 }
 
 /// The gRPC ports of a process.
 struct Ports {
     /// The gateway's, or that of the internal services of a process without the gateway.
     grpc: TcpListener,
+    /// That of operators' calls, of a process with the gateway.
+    operator_grpc: Option<TcpListener>,
     /// That of the internal services of a process with the gateway.
     internal_grpc: Option<TcpListener>,
 }
@@ -274,13 +323,7 @@ struct Ports {
 /// Logs which streams are missing that were seen before: they are made now, and what they held is lost.
 async fn report_missing(engine: &Engine, mesh: &Mesh, topology: &Arc<Topology>) {
     let Some(stores) = engine.stores() else { return };
-    let checker = herald_recovery::Checker {
-        mesh: mesh.clone(),
-        topology: topology.clone(),
-        posts: stores.posts,
-        dead_letters: stores.dead_letters,
-        stream_marks: stores.stream_marks,
-    };
+    let checker = control::checker(mesh, topology, stores);
     if let Err(error) = checker.report_missing().await {
         tracing::debug!(%error, "can't tell which streams are missing");
     }
@@ -307,25 +350,37 @@ async fn spawn_all(
     gateway_services: &mut Services,
     workers: &mut Services,
 ) -> Result<()> {
-    let (gateway, internal) = if roles.has(Role::Gateway) {
-        (Some(ports.grpc), ports.internal_grpc)
-    } else {
-        (None, Some(ports.grpc))
+    let (gateway, internal) = match ports.operator_grpc {
+        Some(operators) => {
+            let listeners = Listeners {
+                public: ports.grpc,
+                operators,
+                tls: tls::gateway(&parts.config)?,
+            };
+            (Some(listeners), ports.internal_grpc)
+        }
+        None => (None, Some(ports.grpc)),
     };
+    let internal_tls = tls::Internal::open(&parts.config)?;
+    tls::register_metrics(&parts.metrics, gateway.as_ref(), internal_tls.as_ref());
     let mut shared = match internal {
         Some(listener) => Some((
             reachable(listener.local_addr()?),
-            SharedPort::new(listener, workers.shutdown()),
+            SharedPort::new(listener, parts.rpc_metrics.clone(), workers.shutdown())
+                .with_tls(internal_tls.as_ref().map(|tls| tls.server.clone())),
         )),
         None => None,
     };
     let mut channels = Channels::default();
     for role in roles.iter().filter(|role| !role.internal_services().is_empty()) {
-        let (address, listener) = match &mut shared {
-            Some((address, port)) => (*address, port.mount()),
-            None => bind_loopback().await?,
+        // A port for this process alone has no TLS.
+        let (address, tls, listener) = if let Some((address, port)) = &mut shared {
+            (*address, internal_tls.as_ref(), port.mount())
+        } else {
+            let (address, listener) = bind_loopback(parts.rpc_metrics.clone()).await?;
+            (address, None, listener)
         };
-        channels.add_local(role, address)?;
+        channels.add_local(role, address, tls)?;
         parts.spawn_internal(role, workers, listener)?;
     }
     channels.add_peers(&parts.config, roles, &parts.checks, &workers.shutdown())?;
@@ -348,27 +403,23 @@ async fn spawn_all(
         vapid_public_key = Some(vapid.public_key_base64url());
         parts.spawn_push(workers, vapid)?;
     }
-    if let Some(listener) = gateway {
+    if let Some(listeners) = gateway {
         let key = vapid::public_key(parts, vapid_public_key, is_open, workers).await?;
-        parts.spawn_gateway(gateway_services, listener, &channels, key)?;
+        parts.spawn_gateway(gateway_services, listeners, &channels, key)?;
     }
     Ok(())
 }
 
-/// Spawns the service of `/readyz` and `/metrics`, unless it runs already.
+/// Spawns the service of `/readyz`, `/metrics` and `/about`, unless it runs already.
 fn spawn_http(
     services: &mut Services,
-    listener: &mut Option<TcpListener>,
+    listener: &mut Option<(TcpListener, About)>,
     metrics: &Shared,
     checks: &Checks,
 ) {
-    if let Some(listener) = listener.take() {
-        let serving = http::serve(
-            listener,
-            metrics.clone(),
-            checks.process.clone(),
-            services.shutdown(),
-        );
+    if let Some((listener, about)) = listener.take() {
+        let routes = http::routes(metrics.clone(), checks.process.clone()).merge(about.route());
+        let serving = http::serve_routes(listener, routes, services.shutdown());
         services.spawn("http", serving);
     }
 }
@@ -397,22 +448,11 @@ fn topology_that_drains(config: &Config) -> Result<Topology> {
 }
 
 /// Binds a loopback listener for an internal service.
-async fn bind_loopback() -> Result<(SocketAddr, Listener)> {
+async fn bind_loopback(metrics: ServerMetrics) -> Result<(SocketAddr, Listener)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .context("can't bind a free loopback port")?;
-    Ok((listener.local_addr()?, listener.into()))
-}
-
-/// The address at which this process reaches its own listener.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    address
+    Ok((listener.local_addr()?, Listener::new(listener, metrics)))
 }
 
 /// Waits until the gateway serves calls; fails if a service fails, or after [`READY_LIMIT`]. Then waits for at most

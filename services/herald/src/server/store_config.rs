@@ -6,6 +6,7 @@ use herald_runtime::{bounds, config::SecretUrl};
 use herald_store::{
     cluster::{self, PostgresConfig, TimelinesConfig},
     embedded,
+    encryption::Encryption,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +34,14 @@ pub(crate) struct Store {
     pub(crate) ledger_keep_days: u64,
     /// Retention of the audit log of operations on dead letters, days.
     pub(crate) dead_letter_operation_keep_days: u64,
+    /// Retention of the texts of deleted posts, hours from the deletion.
+    pub(crate) deleted_text_keep_hours: u64,
+    /// Retention of posts, days from their acceptance. Without it they are kept without end.
+    pub(crate) post_keep_days: Option<u64>,
     /// Cache of users, MiB for each direction (id to key, key to id).
     pub(crate) users_cache_mb: u64,
+    /// Encryption at rest of what devices hold: endpoints, Web Push keys and webhook secrets.
+    pub(crate) encryption: Encryption,
     /// Embedded engine: free disk space below which writes are refused, MiB. Below twice this value no new posts are
     /// accepted.
     pub(crate) disk_free_mb_min: u64,
@@ -74,6 +81,9 @@ impl Default for Store {
             timeline_keep_days,
             ledger_keep_days,
             dead_letter_operation_keep_days,
+            deleted_text_keep_hours,
+            post_keep_days,
+            encryption,
             timelines,
         } = embedded::Config::default();
         Self {
@@ -84,7 +94,10 @@ impl Default for Store {
             timeline_keep_days,
             ledger_keep_days,
             dead_letter_operation_keep_days,
+            deleted_text_keep_hours,
+            post_keep_days,
             users_cache_mb,
+            encryption,
             disk_free_mb_min,
             records_cache_mb,
             dead_letters_cache_mb,
@@ -105,7 +118,7 @@ impl Store {
     }
 
     /// The configuration of the embedded engine.
-    pub(crate) fn embedded(&self, data_dir: &Path) -> embedded::Config {
+    pub(super) fn embedded(&self, data_dir: &Path) -> embedded::Config {
         embedded::Config {
             data_dir: data_dir.to_owned(),
             disk_free_mb_min: self.disk_free_mb_min,
@@ -122,6 +135,9 @@ impl Store {
             timeline_keep_days: self.timeline_keep_days,
             ledger_keep_days: self.ledger_keep_days,
             dead_letter_operation_keep_days: self.dead_letter_operation_keep_days,
+            deleted_text_keep_hours: self.deleted_text_keep_hours,
+            post_keep_days: self.post_keep_days,
+            encryption: self.encryption.clone(),
             timelines: self.timelines.clone(),
         }
     }
@@ -136,7 +152,10 @@ impl Store {
             timeline_keep_days: self.timeline_keep_days,
             ledger_keep_days: self.ledger_keep_days,
             dead_letter_operation_keep_days: self.dead_letter_operation_keep_days,
+            deleted_text_keep_hours: self.deleted_text_keep_hours,
+            post_keep_days: self.post_keep_days,
             users_cache_mb: self.users_cache_mb,
+            encryption: self.encryption.clone(),
             timelines: timelines.clone(),
         }
     }
@@ -158,6 +177,7 @@ impl Store {
             timeline_keep_days: 1..=KEEP_DAYS_MAX,
             ledger_keep_days: 1..=KEEP_DAYS_MAX,
             dead_letter_operation_keep_days: 1..=KEEP_DAYS_MAX,
+            deleted_text_keep_hours: 1..=24 * KEEP_DAYS_MAX,
             timelines.flush_interval_ms: 1..=1_000,
             timelines.flush_chunks: 1..=1_000_000,
             timelines.run_pairs_max: 1..=1_000_000_000,
@@ -174,6 +194,25 @@ impl Store {
                 self.timeline_keep_days, self.ledger_keep_days
             ));
         }
+        if self.deleted_text_keep_hours < self.request_keep_hours {
+            return Err(format!(
+                "store.deleted_text_keep_hours must be at least store.request_keep_hours ({}), is {}: the request id of a \
+                 deleted post is removed with its text, and a retry would make the post again",
+                self.request_keep_hours, self.deleted_text_keep_hours
+            ));
+        }
+        if let Some(days) = self.post_keep_days
+            && !(self.ledger_keep_days..=KEEP_DAYS_MAX).contains(&days)
+        {
+            return Err(format!(
+                "store.post_keep_days must be at least store.ledger_keep_days ({}) and at most {KEEP_DAYS_MAX}, is {days}: the \
+                 posts of the ledger are read by retries, redrives and audits",
+                self.ledger_keep_days
+            ));
+        }
+        self.encryption
+            .validate()
+            .map_err(|reason| format!("store.encryption.{reason}"))?;
         self.postgres
             .validate()
             .map_err(|reason| format!("store.postgres.{reason}"))?;

@@ -4,7 +4,7 @@ use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use herald_mesh::{Difference, Mesh, Topology};
-use herald_runtime::{grpc, health, telemetry::error_chain};
+use herald_runtime::{grpc, health, telemetry::error_chain, tls::ServerTls};
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -29,9 +29,9 @@ pub(super) struct TopologyWait {
 
 impl TopologyWait {
     /// Begins with a process that isn't ready.
-    pub(super) async fn start(checks: &Checks, grpc: &TcpListener) -> Result<Self> {
+    pub(super) async fn start(checks: &Checks, grpc: &TcpListener, tls: Option<ServerTls>) -> Result<Self> {
         let failing = checks.add_to_all("topology", "the streams and consumers have not been read yet");
-        let health = serve_health(grpc, checks).await?;
+        let health = serve_health(grpc, tls, checks).await?;
         Ok(Self { failing, health })
     }
 
@@ -104,7 +104,11 @@ fn missing(differences: &[Difference]) -> Option<String> {
 
 /// Serves the health of the process on its gRPC port until the returned token is cancelled. The services then get the
 /// port.
-async fn serve_health(grpc: &TcpListener, checks: &Checks) -> Result<CancellationToken> {
+async fn serve_health(
+    grpc: &TcpListener,
+    tls: Option<ServerTls>,
+    checks: &Checks,
+) -> Result<CancellationToken> {
     let listener = || {
         let port = std::net::TcpListener::from(grpc.as_fd().try_clone_to_owned()?);
         TcpListener::from_std(port)
@@ -112,7 +116,7 @@ async fn serve_health(grpc: &TcpListener, checks: &Checks) -> Result<Cancellatio
     let listener = listener().context("can't serve health checks on the gRPC port")?;
     let stop = checks.draining.child_token();
     let routes = health::routes(checks.groups(), stop.clone()).await;
-    let serving = grpc::serve_routes(listener, routes, stop.clone());
+    let serving = grpc::serve_routes(listener, tls, routes, stop.clone());
     tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::warn!(error = error_chain(&error), "health checks can't be served");

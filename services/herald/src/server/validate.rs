@@ -21,6 +21,11 @@ impl Config {
             .validate()
             .map_err(|error| format!("topology.{error}"))?;
         self.validate_process()?;
+        self.tls.validate().map_err(|error| format!("tls.{error}"))?;
+        self.internal_tls
+            .validate()
+            .map_err(|error| format!("internal_tls.{error}"))?;
+        self.auth.validate()?;
         self.validate_broker()?;
         self.store.validate()?;
         self.archive.validate()?;
@@ -60,11 +65,23 @@ impl Config {
         })?;
         if !shared {
             check_directory("data_dir", &self.data_dir)?;
+            if !self.store.is_cluster() {
+                self.embedded().map_err(|error| format!("data_dir: {error:#}"))?;
+            }
         }
         if roles.has(Role::Analytics) {
             check_directory("analytics.dir", &self.analytics.dir)?;
         }
         self.nats.validate_files()?;
+        if roles.has(Role::Gateway) {
+            self.tls.check_files().map_err(|error| format!("tls.{error}"))?;
+        }
+        self.internal_tls
+            .check_files()
+            .map_err(|error| format!("internal_tls.{error}"))?;
+        if roles.has(Role::Gateway) && self.auth.enabled {
+            self.auth.check_files()?;
+        }
         if roles.has(Role::Push) || roles.has(Role::Gateway) {
             self.push.check_files(&self.data_dir)?;
         }
@@ -86,14 +103,41 @@ impl Config {
         if self.grpc == self.http && self.grpc.port() != 0 {
             return Err(format!("http must not be the address of grpc, is {}", self.http));
         }
-        let taken = |address: &std::net::SocketAddr| {
-            (address.ip().is_loopback() || address.ip().is_unspecified())
-                && address.port() == self.nats.port
-                && self.nats.port != 0
-        };
-        if self.nats.is_child() && (taken(&self.grpc) || taken(&self.http)) {
+        if self.nats_has_port_of(&self.grpc) || self.nats_has_port_of(&self.http) {
             return Err(format!(
                 "nats.port must not be the port of grpc or http, is {}",
+                self.nats.port
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the nats-server that Herald starts would need the port of this address.
+    fn nats_has_port_of(&self, address: &std::net::SocketAddr) -> bool {
+        self.nats.is_child()
+            && (address.ip().is_loopback() || address.ip().is_unspecified())
+            && address.port() == self.nats.port
+            && self.nats.port != 0
+    }
+
+    /// Checks the address of operators' calls, which only a process with the gateway uses.
+    fn validate_operator_address(&self) -> Result<(), String> {
+        let address = self.operator_grpc;
+        let others = [
+            ("grpc", Some(self.grpc)),
+            ("http", Some(self.http)),
+            ("internal_grpc", self.internal_grpc),
+        ];
+        for (key, other) in others {
+            if other == Some(address) && address.port() != 0 {
+                return Err(format!(
+                    "operator_grpc must not be the address of {key}, is {address}"
+                ));
+            }
+        }
+        if self.nats_has_port_of(&address) {
+            return Err(format!(
+                "nats.port must not be the port of operator_grpc, is {}",
                 self.nats.port
             ));
         }
@@ -159,6 +203,10 @@ impl Config {
 
     /// Checks what a process of these roles needs from its configuration. The error starts with the key of the setting.
     pub(super) fn validate_roles(&self, roles: &Roles) -> Result<(), String> {
+        if roles.has(Role::Gateway) {
+            self.validate_operator_address()?;
+        }
+        self.validate_exposure(roles)?;
         if roles.use_timelines() && self.store.is_cluster() && self.timelines.url.is_empty() {
             return Err(
                 "timelines.url must be set beside store.url: the URL of Valkey or Redis, redis://HOST:PORT \
@@ -175,7 +223,7 @@ impl Config {
                     .collect();
                 return Err(format!(
                     "peers.{role} must be set, because {} calls {role} and this process does not have it: the address \
-                     of the processes with {role}, http://HOST:PORT (--peer {role}=URL, HERALD_PEERS__{})",
+                     of the processes with {role}, http://HOST:PORT or https://HOST:PORT (--peer {role}=URL, HERALD_PEERS__{})",
                     callers.join(" and "),
                     role.as_str().to_uppercase(),
                 ));
@@ -273,7 +321,15 @@ mod tests {
             ),
             (
                 error(|c| c.peers.graph = Some("graph:7700".into())),
-                "peers.graph must be http://HOST:PORT",
+                "peers.graph must be http://HOST:PORT or https://HOST:PORT",
+            ),
+            (
+                error(|c| c.tls.cert_file = Some("server.crt".into())),
+                "tls.key_file must be set, because cert_file is",
+            ),
+            (
+                error(|c| c.internal_tls.client_ca_file = Some("ca.crt".into())),
+                "internal_tls.cert_file must be set, because client_ca_file is",
             ),
             (
                 error(|c| c.store.url = SecretUrl::new("mysql://host/db")),
@@ -298,6 +354,22 @@ mod tests {
             (
                 error(|c| c.store.ledger_keep_days = 29),
                 "store.ledger_keep_days must be at least store.timeline_keep_days (30), is 29",
+            ),
+            (
+                error(|c| c.store.deleted_text_keep_hours = 0),
+                "store.deleted_text_keep_hours must be 1 to ",
+            ),
+            (
+                error(|c| c.store.deleted_text_keep_hours = 23),
+                "store.deleted_text_keep_hours must be at least store.request_keep_hours (24), is 23",
+            ),
+            (
+                error(|c| c.store.post_keep_days = Some(29)),
+                "store.post_keep_days must be at least store.ledger_keep_days (30) and at most 36500, is 29",
+            ),
+            (
+                error(|c| c.store.post_keep_days = Some(36_501)),
+                "store.post_keep_days must be at least store.ledger_keep_days (30) and at most 36500, is 36501",
             ),
             (
                 error(|c| c.archive.in_flight_max = 40_000),
@@ -343,6 +415,21 @@ mod tests {
         let gateway: Roles = [Role::Gateway, Role::Analytics].into_iter().collect();
         refused(config.validate_roles(&gateway), "peers.deadletter must be set");
         assert_eq!(config.validate_roles(&Roles::whole()), Ok(()));
+
+        config.internal_grpc = Some(config.operator_grpc);
+        refused(
+            config.validate_roles(&Roles::whole()),
+            "operator_grpc must not be the address of internal_grpc, is 127.0.0.1:7702",
+        );
+        // Without the gateway nothing listens there.
+        config.grpc = config.operator_grpc;
+        assert_eq!(config.validate_roles(&timeline), Ok(()));
+        config = Config::default();
+        config.nats.port = 7702;
+        refused(
+            config.validate_roles(&Roles::whole()),
+            "nats.port must not be the port of operator_grpc, is 7702",
+        );
     }
 
     #[tokio::test]
@@ -363,6 +450,19 @@ mod tests {
             |change: &dyn Fn(&mut Config)| config(change).validate_files(&Roles::whole(), false).unwrap_err();
         assert_eq!(config(&|_| ()).validate_files(&Roles::whole(), false), Ok(()));
         assert!(!dir.path().join("new").exists(), "a check creates no directory");
+        let message = error(&|c| {
+            c.tls.cert_file = Some(file.clone());
+            c.tls.key_file = Some(file.clone());
+        });
+        assert!(
+            message.starts_with("tls.cert_file has no certificate"),
+            "{message}"
+        );
+        let message = error(&|c| c.internal_tls.ca_file = Some(dir.path().join("ca.pem")));
+        assert!(
+            message.starts_with("internal_tls.ca_file can't be read"),
+            "{message}"
+        );
         let message = error(&|c| c.data_dir = file.join("data"));
         assert!(
             message.starts_with("data_dir must be a directory") && message.ends_with("is not a directory")

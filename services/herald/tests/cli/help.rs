@@ -68,6 +68,9 @@ async fn every_command_has_help_and_examples() {
         "dlq discard",
         "dlq log",
         "rebuild timelines",
+        "user export",
+        "user erase",
+        "user erasures",
         "round-trip",
         "secrets ensure",
         "topology apply",
@@ -78,6 +81,8 @@ async fn every_command_has_help_and_examples() {
         "restore",
         "recover",
         "lag",
+        "top",
+        "doctor",
         "push-sink",
         "completions",
         "man",
@@ -92,6 +97,7 @@ async fn every_command_has_help_and_examples() {
             "--server <URL>",
             "--output <FORMAT>",
             "HERALD_SERVER",
+            "HERALD_OPERATOR_SERVER",
         ] {
             assert!(
                 help.contains(part),
@@ -172,7 +178,12 @@ async fn an_unreachable_server_is_exit_code_3() {
     ] {
         let done = herald(&server, command).await;
         assert_eq!(done.code, 3, "{done:?}");
-        for part in [&format!("no Herald server at {server}"), "herald up", "--server"] {
+        let option = if command[0] == "lag" {
+            "--operator-server or HERALD_OPERATOR_SERVER"
+        } else {
+            "--server or HERALD_SERVER"
+        };
+        for part in [&format!("no Herald server at {server}"), "herald up", option] {
             assert!(done.stderr.contains(part), "{part} is missing in {done:?}");
         }
         assert_eq!(done.stdout, "");
@@ -208,7 +219,7 @@ async fn an_invalid_command_line_is_exit_code_2() {
         &["delivery", "x"],
         &["import", "follows", "a", "--notify", "200%"],
         &["push-sink", "--listen", "127.0.0.1:0", "--fail-first", "1"],
-        &["timeline", "1", "--server", "https://a.example"],
+        &["timeline", "1", "--server", "https://a.example/path"],
         &["dlq", "redrive"],
         &["dlq", "redrive", "--all", "5"],
         &["dlq", "redrive", "0"],
@@ -239,4 +250,13 @@ async fn a_port_without_grpc_is_reported() {
     let done = herald(&server, &["timeline", "1"]).await;
     assert_eq!(done.code, 3, "{done:?}");
     assert!(done.stderr.contains("gRPC port"), "{done:?}");
+}
+
+#[tokio::test]
+async fn the_help_of_config_names_the_commands_that_read_it() {
+    let help = herald(NOWHERE, &["up", "--help"]).await.ok().stdout;
+    let (_, config) = help.split_once("--config <FILE>").unwrap();
+    for command in ["up", "serve", "config", "migrate", "backup", "restore", "recover"] {
+        assert!(config.contains(&format!("`{command}`")), "{command}: {config}");
+    }
 }

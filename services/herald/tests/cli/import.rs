@@ -90,18 +90,30 @@ async fn valid_lines_are_imported_and_invalid_ones_reported() {
 #[tokio::test]
 async fn text_output_has_the_first_invalid_lines() {
     let server = Server::start().await;
-    let done = herald_with_input(&server.url, &["import", "follows", "-"], &"x\n".repeat(1_500)).await;
+    let input = format!("{}{}", "1 2\n".repeat(50), "x\n".repeat(1_500));
+    let done = herald_with_input(&server.url, &["import", "follows", "-"], &input).await;
     assert_eq!(done.code, 1);
     assert_eq!(done.stdout.matches("\nline ").count() + 1, 20, "{}", done.stdout);
     assert!(done.stdout.contains("… and 1,480 more"), "{}", done.stdout);
-    let json = herald_with_input(
-        &server.url,
-        &["import", "follows", "-", "-o", "json"],
-        &"x\n".repeat(1_500),
-    )
-    .await;
+    let json = herald_with_input(&server.url, &["import", "follows", "-", "-o", "json"], &input).await;
     assert_eq!(json.json()["failures"].as_array().unwrap().len(), 1_000);
     assert_eq!(json.json()["failed_count"], 1_500);
+}
+
+#[tokio::test]
+async fn a_file_of_something_else_is_refused() {
+    let server = Server::start().await;
+    let readme = "# Herald\nDelivers posts to followers.\n\nRun it:\nherald up\n1 2\nThat is all there is.\n";
+    let done = herald_with_input(&server.url, &["import", "follows", "-"], readme).await;
+    assert_eq!(done.code, 2, "{done:?}");
+    for part in [
+        "nothing was imported",
+        "3 of its first 5 lines are invalid",
+        "line 2: ",
+    ] {
+        assert!(done.stderr.contains(part), "{part}: {done:?}");
+    }
+    assert_eq!(follows(&server), []);
 }
 
 #[tokio::test]

@@ -20,4 +20,5 @@ mod secrets;
 mod server;
 mod streams;
 mod terminal;
+mod top;
 mod why;

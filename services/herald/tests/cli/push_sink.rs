@@ -209,3 +209,13 @@ async fn devices_that_can_not_be_removed_are_named() {
     assert_eq!(sink.json().await["event"], "summary");
     assert_eq!(sink.end().await, 3);
 }
+
+#[tokio::test]
+async fn a_port_in_use_is_told_with_the_flag_that_changes_it() {
+    let server = Server::start().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let done = herald(&server.url, &["push-sink", "--listen", &address]).await;
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("--listen"), "{done:?}");
+}

@@ -67,6 +67,7 @@ pub(crate) fn command(server: &str, arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .env("HERALD_SERVER", server)
+        .env("HERALD_OPERATOR_SERVER", server)
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command

@@ -1,14 +1,17 @@
 //! Commands that run until they are stopped.
 
+use std::process::Stdio;
+
 use herald_proto::v1::{
     RemovalReason, TimelineRemoval, TimelineSnapshot, WatchLagRequest, WatchTimelineRequest,
     watch_timeline_response::Event,
 };
 use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tonic::Status;
 
 use crate::{
-    run::{LIMIT, StreamingCommand, herald},
+    run::{LIMIT, StreamingCommand, command, herald},
     server::{Server, post},
 };
 
@@ -39,6 +42,29 @@ async fn a_watch_resumes_after_a_broken_stream() {
     assert_eq!(requests[1].resume_token, "R1");
     watch.interrupt().await;
     assert_eq!(watch.end().await, 0);
+}
+
+#[tokio::test]
+async fn a_watch_says_where_it_reconnects_and_that_it_did() {
+    let server = Server::start().await;
+    server.fail([Status::unavailable("away")]);
+    server.add_watch([post(1, "a")], [], "R1");
+    let mut watch = command(&server.url, &["watch", "1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut notes = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let mut note = async || {
+        let note = tokio::time::timeout(LIMIT, notes.next_line()).await;
+        note.unwrap().unwrap().expect("a note")
+    };
+    let address = format!("reconnecting to {} in", server.url);
+    let first = note().await;
+    assert!(first.contains(&address), "{first}");
+    let second = note().await;
+    assert!(second.contains("reconnected"), "{second}");
+    watch.kill().await.unwrap();
 }
 
 #[tokio::test]

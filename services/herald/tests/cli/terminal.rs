@@ -1,4 +1,4 @@
-//! A pseudo-terminal for commands that ask for confirmation.
+//! A pseudo-terminal for commands that ask for confirmation, or draw on it.
 
 use std::{
     fs::File,
@@ -10,6 +10,7 @@ use std::{
 use rustix::{
     fs::{Mode, OFlags},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
 };
 use tokio::{process::Child, sync::watch};
 
@@ -24,6 +25,24 @@ pub(crate) struct Terminal {
 
 impl Terminal {
     pub(crate) fn start(server: &str, arguments: &[&str]) -> Self {
+        Self::start_with(server, arguments, |_| Stdio::piped())
+    }
+
+    /// Standard output is the terminal, too, of 80 × 24.
+    pub(crate) fn start_whole(server: &str, arguments: &[&str]) -> Self {
+        Self::start_with(server, arguments, |device| {
+            let size = Winsize {
+                ws_row: 24,
+                ws_col: 80,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            tcsetwinsize(device, size).unwrap();
+            Stdio::from(device.try_clone().unwrap())
+        })
+    }
+
+    fn start_with(server: &str, arguments: &[&str], stdout: impl FnOnce(&OwnedFd) -> Stdio) -> Self {
         let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
@@ -32,7 +51,7 @@ impl Terminal {
             rustix::fs::open(name.as_c_str(), OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
         let child = command(server, arguments)
             .stdin(Stdio::from(device.try_clone().unwrap()))
-            .stdout(Stdio::piped())
+            .stdout(stdout(&device))
             .stderr(Stdio::from(device))
             .spawn()
             .unwrap();

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     Config,
-    domain::{Breaker, Pace, Speed, Verdict},
+    domain::{Breaker, BreakerCounts, Pace, Speed, Verdict},
 };
 
 /// Number of hosts from which on idle hosts are evicted.
@@ -209,6 +209,19 @@ impl Admission {
             acquired = slow => Some(acquired?),
         };
         Ok((permits, slow_permits))
+    }
+
+    /// How many hosts have a breaker that is not closed.
+    pub(crate) fn breakers(&self) -> BreakerCounts {
+        let hosts: Vec<_> = self.hosts.lock().by_origin.values().cloned().collect();
+        let now = Instant::now();
+        let mut counts = BreakerCounts::default();
+        for host in hosts {
+            let breaker = host.breaker.lock();
+            counts.open += usize::from(breaker.open_for(now).is_some());
+            counts.half_open += usize::from(breaker.is_half_open(now));
+        }
+        counts
     }
 
     fn host(&self, origin: &str) -> Arc<Host> {

@@ -1,6 +1,10 @@
 //! Sends one push to one device.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use herald_model::{Address, Device, UserId, time::Timestamp};
 use herald_push_endpoint::{Policy, check_parsed};
@@ -10,6 +14,7 @@ use super::{
     Push, Vapid,
     admission::{Admission, NotAdmitted},
     client::{Client, ProviderError},
+    request_spans::{Ended, RequestSpans},
     sender::{Message, Sender},
     web_push::WebPush,
     webhook::Webhooks,
@@ -28,6 +33,8 @@ pub(crate) struct Turn {
     pub(crate) host_wait: Option<Duration>,
     /// Share of the chunk, 0 to 1, in [`busy_delay`].
     pub(crate) busy_share: f64,
+    /// The spans of its requests.
+    pub(crate) requests: RequestSpans,
 }
 
 /// Sends pushes to devices.
@@ -52,6 +59,11 @@ impl Dispatcher {
             webhooks: Webhooks,
             metrics,
         })
+    }
+
+    /// Shows the circuit breakers in the metrics.
+    pub(crate) fn show_breakers(&self) {
+        self.metrics.show_breakers(self.admission.breakers());
     }
 
     /// Sends a push to a device once admission control permits it, if the claim of its chunk still lasts then. While
@@ -155,7 +167,8 @@ impl Dispatcher {
             return Verdict::Unclaimed;
         }
         let timer = self.metrics.start_request(sender.provider());
-        let mut responding = pin!(self.client.post(url, request));
+        let started = SystemTime::now();
+        let mut responding = pin!(self.client.post(url.clone(), request));
         let response = tokio::select! {
             response = &mut responding => response,
             () = tokio::time::sleep(self.slow_response) => {
@@ -164,6 +177,15 @@ impl Dispatcher {
             }
         };
         drop(timer);
+        turn.requests.record(&Ended {
+            provider: sender.provider(),
+            url: &url,
+            started,
+            response: match response {
+                Ok(response) => Ok(response.status),
+                Err(ProviderError::Transient(reason) | ProviderError::Permanent(reason)) => Err(reason),
+            },
+        });
         let is_response = response.is_ok();
         let verdict = match response {
             Ok(response) => sender.verdict(response),

@@ -48,6 +48,10 @@ fn filter_allowed(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn addresses(list: &[&str]) -> Vec<SocketAddr> {
@@ -91,5 +95,30 @@ mod tests {
             .await
             .unwrap();
         assert!(found.count() > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_that_std_calls_private_is_left(all in prop::collection::vec(any::<(bool, [u8; 4], u128)>(), 0..20)) {
+            let of = |(is_v4, v4, v6): (bool, [u8; 4], u128)| {
+                if is_v4 {
+                    SocketAddr::new(v4.into(), 0)
+                } else {
+                    SocketAddr::new(v6.to_be_bytes().into(), 0)
+                }
+            };
+            let found: Vec<_> = all.into_iter().map(of).collect();
+            match filter_allowed(found.iter().copied(), false) {
+                Ok(left) => {
+                    prop_assert!(left.iter().all(|address| found.contains(address)));
+                    let is_private = |address: &SocketAddr| match address.ip() {
+                        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_multicast(),
+                        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_multicast(),
+                    };
+                    prop_assert!(!left.iter().any(is_private));
+                }
+                Err(PrivateAddresses) => prop_assert!(!found.iter().any(|address| is_public(address.ip()))),
+            }
+        }
     }
 }

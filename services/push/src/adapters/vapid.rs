@@ -82,6 +82,13 @@ impl Vapid {
                 "the VAPID key was replaced: Web Push devices unregistered, their browsers have to subscribe again"
             );
         }
+        if found.is_none() && bound.is_some() {
+            warn!(
+                path = %key_file(config, data_dir).display(),
+                "the file of the VAPID key has vanished, and a new key is made: no Web Push device was registered with the old \
+                 one, so no push is lost; pages that have its public key must ask for the new one"
+            );
+        }
         let vapid = match found {
             Some(vapid) => vapid,
             None => Self::load(config, data_dir)?,

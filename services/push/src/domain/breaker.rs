@@ -16,6 +16,13 @@ const OPEN_MAX: Duration = Duration::from_mins(1);
 /// Delay of other requests while one request probes the host.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 
+/// How many breakers are not closed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct BreakerCounts {
+    pub(crate) open: usize,
+    pub(crate) half_open: usize,
+}
+
 /// The circuit breaker of one host.
 #[derive(Debug, Default)]
 pub(crate) struct Breaker {
@@ -64,6 +71,11 @@ impl Breaker {
     /// Cancels an admitted request that was not sent.
     pub(crate) fn cancel(&mut self) {
         self.probing = false;
+    }
+
+    /// Whether an opening has ended and no request has succeeded since: one request at a time may try the host.
+    pub(crate) fn is_half_open(&self, now: Instant) -> bool {
+        self.open_until.is_some_and(|until| until <= now)
     }
 
     /// Remaining time of the opening; `None` if the breaker is not open.
@@ -117,6 +129,8 @@ mod tests {
         assert_eq!(breaker.admit(now), Err(OPEN_MIN));
 
         let later = now + OPEN_MIN;
+        assert!(!breaker.is_half_open(now));
+        assert!(breaker.is_half_open(later));
         assert_eq!(breaker.admit(later), Ok(()));
         assert_eq!(breaker.admit(later), Err(PROBE_WAIT));
         breaker.cancel();
@@ -128,6 +142,7 @@ mod tests {
         assert_eq!(breaker.admit(again), Ok(()));
         breaker.report(again, &Verdict::Accepted, false);
         assert_eq!(breaker.open_for(again), None);
+        assert!(!breaker.is_half_open(again));
         assert_eq!(breaker.admit(again), Ok(()));
         assert_eq!(breaker.admit(again), Ok(()));
     }

@@ -311,7 +311,7 @@ impl Progress {
     pub(crate) fn next_wake(&mut self, now: Timestamp) -> Option<Wake> {
         let after = self.wake_after(now)?;
         if self.advanced || self.message_generation >= self.generation {
-            self.generation = self.generation.max(self.message_generation) + 1;
+            self.generation = self.generation.max(self.message_generation).saturating_add(1);
             self.changed = true;
         }
         Some(Wake {

@@ -48,7 +48,7 @@ async fn each_device_of_each_recipient_gets_one_push() {
     let events = herald.events().await;
     assert_eq!(events.len(), 1);
     assert_eq!((events[0].post_id, events[0].delivered_count), (post.0, 3));
-    let metrics = herald.metrics.encode();
+    let metrics = herald.metrics.open_metrics();
     assert!(
         metrics.contains(r#"herald_push_recipients_total{lane="normal",state="delivered"} 3"#),
         "{metrics}"

@@ -59,7 +59,7 @@ async fn a_webhook_that_responds_410_is_disabled_until_it_is_registered_again() 
     let disabled = devices(&herald, user).await[0].disabled.unwrap();
     assert_eq!(disabled.reason, DisabledReason::Gone);
     assert!(Timestamp::now().since(disabled.at) < Duration::from_mins(1));
-    let metrics = herald.metrics.encode();
+    let metrics = herald.metrics.open_metrics();
     assert!(
         metrics.contains(r#"herald_push_devices_disabled_total{reason="gone"} 1"#),
         "{metrics}"

@@ -15,5 +15,6 @@ mod redrive;
 mod refuse;
 mod retry;
 mod slow_hosts;
+mod traces;
 mod unwritable;
 mod wait;

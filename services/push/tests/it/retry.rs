@@ -137,9 +137,9 @@ async fn without_the_delay_queue_a_recipient_is_dead_after_the_last_attempt() {
         reasons[0].contains("push failed: webhook status 500: 1"),
         "{reasons:?}"
     );
-    let metrics = herald.metrics.encode();
+    let metrics = herald.metrics.open_metrics();
     assert!(
-        metrics.contains(r#"herald_push_chunks_total{lane="normal",end="terminated"} 1"#),
+        metrics.contains(r#"herald_push_chunks_total{lane="normal",result="terminated"} 1"#),
         "{metrics}"
     );
 }
@@ -242,8 +242,8 @@ async fn the_record_of_another_worker_is_not_overwritten() {
         .await
         .unwrap();
     crate::harness::until(async || {
-        let metrics = herald.metrics.encode();
-        metrics.contains(r#"herald_push_chunks_total{lane="normal",end="retried"} 1"#)
+        let metrics = herald.metrics.open_metrics();
+        metrics.contains(r#"herald_push_chunks_total{lane="normal",result="retried"} 1"#)
     })
     .await;
     assert_eq!(numbers(herald.counts(post).await), [0, 1, 0, 0, 0]);

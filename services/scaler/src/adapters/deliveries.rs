@@ -5,18 +5,18 @@ use herald_proto::mesh_v1::{Backfill, DeliveriesSettled, PushChunk, TimelineChun
 
 /// Numbers that messages don't have.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Assumptions {
+pub struct Assumptions {
     /// Recipients of a post that fan-out has not expanded.
-    pub(crate) post_recipients: f64,
+    pub post_recipients: f64,
     /// Recipients of a slice. The last one of a post has fewer.
-    pub(crate) slice_recipients: f64,
+    pub slice_recipients: f64,
     /// Posts that a backfill brings to each recipient, at most.
-    pub(crate) backfill_posts: f64,
+    pub backfill_posts: f64,
 }
 
 /// How the deliveries of a consumer's messages are known.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Known {
+pub enum Known {
     /// Each message counts as this many.
     Fixed(f64),
     /// The messages have the number. Until some are read, each counts as this many.
@@ -24,7 +24,8 @@ pub(crate) enum Known {
 }
 
 impl Assumptions {
-    pub(crate) fn of_consumer(&self, consumer: &str) -> Known {
+    /// How the deliveries of a consumer's messages are known.
+    pub fn of_consumer(&self, consumer: &str) -> Known {
         match ConsumerKind::of(consumer) {
             Some(ConsumerKind::Fanout) => Known::Fixed(self.post_recipients),
             Some(ConsumerKind::Slice) => Known::Fixed(self.slice_recipients),
@@ -36,7 +37,7 @@ impl Assumptions {
     }
 
     /// Deliveries of a message. One that can't be decoded counts as one: it costs a worker an attempt.
-    pub(crate) fn of_message(&self, message: &RawMessage) -> f64 {
+    pub fn of_message(&self, message: &RawMessage) -> f64 {
         let count = match message.original().map(|(subject, _)| subject) {
             Some(Subject::TimelineDeliver(_)) => message
                 .decode::<TimelineChunk>()

@@ -65,7 +65,7 @@ async fn a_role_that_keeps_up_is_active_until_some_time_after_the_last_arrival()
         until_done(&world).await;
         assert!(scaler.is_active(&push).await, "after {:?}", started.elapsed());
     }
-    let rate = scaler.metric("arrival_rate", "push", "normal").unwrap();
+    let rate = scaler.metric("arrivals_per_second", "push", "normal").unwrap();
     assert!(rate > 0.0);
     let seconds = scaler.work(&push).await;
     assert!(

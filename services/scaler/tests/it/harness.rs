@@ -226,7 +226,7 @@ impl Scaler {
     /// The value of a metric of `/metrics`.
     pub(crate) fn metric(&self, name: &str, role: &str, lane: &str) -> Option<f64> {
         let start = format!("herald_scaler_{name}{{role=\"{role}\",lane=\"{lane}\"}} ");
-        let text = self.shared.encode();
+        let text = self.shared.open_metrics();
         let line = text.lines().find_map(|line| line.strip_prefix(&start));
         line.map(|value| value.parse().unwrap())
     }

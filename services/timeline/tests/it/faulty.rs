@@ -131,4 +131,8 @@ impl Timelines for FaultyTimelines {
     async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt> {
         self.inner.rebuild(users).await
     }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        self.inner.erase(user).await
+    }
 }

@@ -1,20 +1,22 @@
 //! Devices: one row a user with all devices, because a user has few. They are not cached: a device that was unregistered
 //! must get no push from any process.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use herald_model::{
     Address, Device, DeviceId, Disabled, FailingStreak, Registration, UserKey, time::Timestamp,
 };
-use prost::Message;
 
-use super::{Postgres, keys};
+use super::{
+    Postgres, keys,
+    storage_keys::{self, StoredKeys, rows},
+};
 use crate::{
-    Result,
+    ErrorKind, Result,
     embedded::devices::{
+        Codec,
         change::{self, Applied, Change, is_web_push},
-        row::{Rows, decode},
     },
 };
 
@@ -26,21 +28,31 @@ const WEB_PUSH_USERS_MAX: i64 = 1_000;
 
 const OF: &str = "SELECT user_key, devices FROM herald.devices WHERE user_key = ANY($1)";
 
-/// Reads a user's row and locks it; makes an empty one if there is none.
-const LOCK: &str = "
+/// Keeps a rotation of the storage key from beginning, and takes the next device id for a registration.
+const BEGIN: &str = "
+    SELECT lock::text, CASE WHEN $2 THEN nextval('herald.device_ids') END
+    FROM pg_advisory_xact_lock_shared($1) AS lock";
+
+/// Reads a user's row and locks it; makes an empty one if there is none. Reads which storage keys are in use.
+const LOCK: &str = concat!(
+    "
     INSERT INTO herald.devices AS stored (user_key, devices, has_web_push) VALUES ($1, '', false)
     ON CONFLICT (user_key) DO UPDATE SET devices = stored.devices
-    RETURNING devices";
+    RETURNING devices, ",
+    rows!()
+);
 
 /// The cluster engine's [`Devices`](crate::Devices).
 pub(crate) struct PostgresDevices {
-    postgres: Postgres,
+    pub(super) postgres: Postgres,
+    pub(super) codec: Arc<Codec>,
 }
 
 impl PostgresDevices {
-    pub(crate) fn new(postgres: &Postgres) -> Self {
+    pub(crate) fn new(postgres: &Postgres, codec: Codec) -> Self {
         Self {
             postgres: postgres.clone(),
+            codec: Arc::new(codec),
         }
     }
 
@@ -56,22 +68,27 @@ impl PostgresDevices {
         self.postgres
             .call("change the devices of a user", || async {
                 let mut transaction = self.postgres.begin().await?;
-                let row: Vec<u8> = sqlx::query_scalar(LOCK)
+                let (_, next): (String, Option<i64>) = sqlx::query_as(BEGIN)
+                    .bind(storage_keys::LOCK)
+                    .bind(matches!(change, Change::Register { .. }))
+                    .fetch_one(&mut *transaction)
+                    .await?;
+                // Not in one statement with the lock: it reads the keys as they are when it begins.
+                let (row, in_use): (Vec<u8>, Vec<String>) = sqlx::query_as(LOCK)
                     .bind(i64::from(user.0))
                     .fetch_one(&mut *transaction)
                     .await?;
-                let mut devices = decode(user, &row)?;
-                let mut last_id = 0;
-                if matches!(change, Change::Register { .. }) {
-                    let next: i64 = sqlx::query_scalar("SELECT nextval('herald.device_ids')")
-                        .fetch_one(&mut *transaction)
-                        .await?;
-                    last_id = keys::number(next)?.saturating_sub(1);
-                }
+                let new_key = StoredKeys::parse(&in_use)?.check_writer(self.codec.keys())?;
+                let mut devices = self.codec.decode(user, &row)?;
+                let mut last_id = next.map(keys::number).transpose()?.unwrap_or(1).saturating_sub(1);
                 let applied = change::apply(change.clone(), user, &mut devices, &mut last_id)?;
                 if applied.changed == 0 {
                     return Ok(applied);
                 }
+                if let Some(key) = new_key {
+                    storage_keys::record(&mut transaction, key).await?;
+                }
+                let row = self.codec.encode(&devices)?;
                 let statement = if devices.is_empty() {
                     sqlx::query("DELETE FROM herald.devices WHERE user_key = $1").bind(i64::from(user.0))
                 } else {
@@ -79,7 +96,7 @@ impl PostgresDevices {
                         "UPDATE herald.devices SET devices = $2, has_web_push = $3 WHERE user_key = $1",
                     )
                     .bind(i64::from(user.0))
-                    .bind(Rows::from_devices(&devices).encode_to_vec())
+                    .bind(row)
                     .bind(devices.iter().any(is_web_push))
                 };
                 statement.execute(&mut *transaction).await?;
@@ -103,7 +120,7 @@ impl PostgresDevices {
         rows.into_iter()
             .map(|(user, row)| {
                 let user = keys::user(user)?;
-                Ok((user, decode(user, &row)?))
+                Ok((user, self.codec.decode(user, &row)?))
             })
             .collect()
     }
@@ -240,8 +257,12 @@ impl crate::Devices for PostgresDevices {
             };
             after = *last;
             for user in users {
-                let applied = self.change(keys::user(user)?, Change::UnregisterWebPush).await?;
-                removed += applied.changed;
+                match self.change(keys::user(user)?, Change::UnregisterWebPush).await {
+                    Ok(applied) => removed += applied.changed,
+                    // Logged where it was read. Devices that can't be read get no pushes.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
     }

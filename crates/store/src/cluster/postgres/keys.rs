@@ -5,7 +5,7 @@ use herald_model::{PostId, UserKey};
 use crate::{Error, ErrorKind, Result};
 
 /// A stored user key.
-pub(super) fn user(key: i64) -> Result<UserKey> {
+pub(crate) fn user(key: i64) -> Result<UserKey> {
     u32::try_from(key)
         .map(UserKey)
         .map_err(|_| Error::new(ErrorKind::Corrupt, format!("{key} is no key of a user")))

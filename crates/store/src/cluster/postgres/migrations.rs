@@ -7,6 +7,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use herald_model::time::Timestamp;
 use sqlx::PgConnection;
 
 use super::{Attempt, Failure, Postgres};
@@ -37,6 +38,14 @@ const MIGRATIONS: &[Migration] = &[
     Migration {
         name: "0006_retention_clock",
         sql: include_str!("../../../migrations/0006_retention_clock.sql"),
+    },
+    Migration {
+        name: "0007_api_keys",
+        sql: include_str!("../../../migrations/0007_api_keys.sql"),
+    },
+    Migration {
+        name: "0008_erasures",
+        sql: include_str!("../../../migrations/0008_erasures.sql"),
     },
 ];
 
@@ -106,6 +115,35 @@ impl Postgres {
             applied,
             version: MIGRATIONS.last().map_or(0, Migration::version),
         })
+    }
+
+    /// Refuses a schema that lacks a migration, and changes nothing.
+    pub(crate) async fn check_migrated(&self) -> Result<()> {
+        let lacking = self.call("read the version of the schema", async || {
+            Ok(next(&applied(&mut *self.pool().acquire().await?).await?)?)
+        });
+        match lacking.await? {
+            None => Ok(()),
+            Some(migration) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "the schema of the store lacks the migration {}: run `herald store migrate`, or use the version of \
+                     Herald that runs",
+                    migration.name
+                ),
+            )),
+        }
+    }
+
+    /// The clock of the server.
+    pub(crate) async fn clock(&self) -> Result<Timestamp> {
+        const SQL: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+        let time: i64 = self
+            .call("read the clock", async || {
+                Ok(sqlx::query_scalar(SQL).fetch_one(self.pool()).await?)
+            })
+            .await?;
+        Ok(Timestamp(time))
     }
 
     /// Refuses a server that Herald can't use.

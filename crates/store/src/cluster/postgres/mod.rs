@@ -10,11 +10,13 @@
 //! - Statements, waits for locks and calls have time-outs. An aborted transaction (a deadlock, a conflict of
 //!   serialization) is repeated a few times; so is a call that lost its connection, because repeating a write does not
 //!   change its result.
-//! - Only migrations use an advisory lock. `LISTEN` and `NOTIFY` are not used.
+//! - Migrations and rotations of the storage key use an advisory lock each. `LISTEN` and `NOTIFY` are not used.
 
+mod api_keys;
 pub(crate) mod batch;
 pub(crate) mod dead_letters;
 mod devices;
+mod erasures;
 mod error;
 mod follows;
 mod health;
@@ -23,28 +25,33 @@ mod leases;
 pub(crate) mod ledger;
 mod migrations;
 mod moved;
+mod observed_pool;
 mod pool;
 mod posts;
 mod preferences;
 mod removal;
 mod retention;
+mod storage_keys;
 mod stream_marks;
 #[cfg(test)]
 mod tests;
 mod totals;
 mod users;
 
+pub(crate) use api_keys::PostgresApiKeys;
 pub(crate) use dead_letters::PostgresDeadLetters;
 pub(crate) use devices::PostgresDevices;
+pub(crate) use erasures::PostgresErasures;
 pub(crate) use error::{Attempt, Failure};
 pub(crate) use follows::PostgresFollows;
 pub(crate) use leases::PostgresLeases;
 pub(crate) use ledger::PostgresLedger;
 pub use migrations::Migrated;
+pub(crate) use observed_pool::ObservedPool;
 pub(crate) use pool::{Postgres, Transaction};
 pub(crate) use posts::PostgresPosts;
 pub(crate) use preferences::PostgresPreferences;
 pub(crate) use retention::PostgresRetention;
 pub(crate) use stream_marks::PostgresStreamMarks;
 pub(crate) use totals::PostgresTotals;
-pub(crate) use users::PostgresUsers;
+pub(crate) use users::{PostgresUsers, USERS_CACHED_FOR};

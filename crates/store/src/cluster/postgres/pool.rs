@@ -9,17 +9,17 @@ use std::{
 
 use parking_lot::Mutex;
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool,
+    ConnectOptions, Connection, PgConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::timeout;
 
 use super::{
-    Attempt,
+    Attempt, ObservedPool,
     error::{Repetition, store_error},
 };
 use crate::{
-    Error, ErrorKind, Result,
+    Error, ErrorKind, Metrics, Result,
     cluster::{PostgresConfig, SecretUrl},
 };
 
@@ -67,7 +67,8 @@ pub(crate) type Transaction = sqlx::Transaction<'static, sqlx::Postgres>;
 /// The connections of a process. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Postgres {
-    pool: PgPool,
+    pool: ObservedPool,
+    metrics: Metrics,
     call_timeout: Duration,
     /// Connections that were opened before this moment are closed instead of used.
     stale_before: Arc<Mutex<Option<Instant>>>,
@@ -76,8 +77,17 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Connects once, to report a wrong address or password, and makes the pool.
+    /// Connects as [`connect_with`](Self::connect_with) does, without metrics.
     pub(crate) async fn connect(url: &SecretUrl, config: &PostgresConfig) -> Result<Self> {
+        Self::connect_with(url, config, Metrics::default()).await
+    }
+
+    /// Connects once, to report a wrong address or password, and makes the pool.
+    pub(crate) async fn connect_with(
+        url: &SecretUrl,
+        config: &PostgresConfig,
+        metrics: Metrics,
+    ) -> Result<Self> {
         let options = connect_options(url, config)?;
         let address = format!("{}:{}", options.get_host(), options.get_port());
         // The pool would only tell that it got no connection in time.
@@ -109,7 +119,8 @@ impl Postgres {
             })
             .connect_lazy_with(options);
         Ok(Self {
-            pool,
+            pool: ObservedPool::new(pool, metrics.clone()),
+            metrics,
             call_timeout: config.call_timeout(),
             stale_before,
             full: Arc::default(),
@@ -117,8 +128,13 @@ impl Postgres {
     }
 
     /// The pool, to run single statements on.
-    pub(crate) fn pool(&self) -> &PgPool {
+    pub(crate) fn pool(&self) -> &ObservedPool {
         &self.pool
+    }
+
+    /// The metrics of the engine.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Begins a transaction.

@@ -1,6 +1,8 @@
 //! The archive of posts.
 
 mod capacity;
+mod texts;
+mod trim;
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
@@ -19,17 +21,18 @@ use crate::{
     embedded::posts::row::{Request, Row},
 };
 
-/// Maximum number of request ids that one statement of [`PostgresPosts::trim`] removes.
-const TRIM_REQUESTS_MAX: i64 = 10_000;
-
 /// Archives posts and deletions, and the requests of the posts, in one transaction.
 ///
-/// Both lock rows in ascending order of keys. A row of `posts` that exists keeps what it has: the first deletion counts,
-/// and a post that comes after its deletion fills the row.
+/// Both lock rows in ascending order of keys. A row of `posts` that exists keeps what it has: the first deletion
+/// counts, and a post that comes after its deletion fills the row. Posts that were removed don't come back, nor do the
+/// requests of erased ones.
 const ARCHIVE: &str = "
-    WITH archived AS (
+    WITH first AS (SELECT coalesce(max(first_post), 0) AS post FROM herald.posts_removed),
+    archived AS (
         INSERT INTO herald.posts AS stored (id, author, accepted_at, body, deleted_at)
-        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[]) ORDER BY 1
+        SELECT n.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[])
+            AS n (id, author, accepted_at, body, deleted_at)
+        WHERE n.id >= (SELECT post FROM first) ORDER BY 1
         ON CONFLICT (id) DO UPDATE SET
             author = coalesce(stored.author, excluded.author),
             accepted_at = coalesce(stored.accepted_at, excluded.accepted_at),
@@ -39,7 +42,10 @@ const ARCHIVE: &str = "
             OR (stored.deleted_at IS NULL AND excluded.deleted_at IS NOT NULL)
     )
     INSERT INTO herald.post_requests AS stored (author, request_id, post, at)
-    SELECT * FROM unnest($6::bigint[], $7::bytea[], $8::bigint[], $9::bigint[]) ORDER BY 1, 2
+    SELECT n.* FROM unnest($6::bigint[], $7::bytea[], $8::bigint[], $9::bigint[]) AS n (author, request_id, post, at)
+    WHERE n.post >= (SELECT post FROM first)
+        AND NOT EXISTS (SELECT FROM herald.posts p WHERE p.id = n.post AND p.erased)
+    ORDER BY 1, 2
     ON CONFLICT (author, request_id) DO UPDATE SET post = excluded.post, at = excluded.at
     WHERE CASE WHEN abs(excluded.at - stored.at) <= $10
         THEN excluded.post < stored.post
@@ -75,30 +81,6 @@ impl PostgresPosts {
         }
     }
 
-    /// Removes request ids past their retention and returns their number.
-    pub(crate) async fn trim(&self, now: Timestamp) -> Result<u64> {
-        const TRIM: &str = "
-            DELETE FROM herald.post_requests WHERE (author, request_id) IN (
-                SELECT author, request_id FROM herald.post_requests WHERE at < $1 ORDER BY author, request_id
-                LIMIT $2 FOR UPDATE
-            )";
-        let before = now.minus(self.request_keep);
-        let mut removed = 0;
-        loop {
-            let trimmed = self
-                .postgres
-                .call("remove request ids past their retention", || async {
-                    let trim = sqlx::query(TRIM).bind(before.0).bind(TRIM_REQUESTS_MAX);
-                    Ok(trim.execute(self.postgres.pool()).await?.rows_affected())
-                })
-                .await?;
-            removed += trimmed;
-            if trimmed == 0 {
-                return Ok(removed);
-            }
-        }
-    }
-
     /// Finds the first post from `from` on that was accepted at `moment` or later; one past the last post if all are
     /// older. Posts less than `from` are taken for older.
     ///
@@ -109,6 +91,13 @@ impl PostgresPosts {
         const FIRST: &str = "
             SELECT min(id) FROM herald.posts
             WHERE id >= $1 AND id < $2 AND body IS NOT NULL AND accepted_at >= $3";
+        let removed = self.removed().await?;
+        if let Some(first) = removed.first_since(moment)
+            && from < removed.first()
+        {
+            return Ok(from.max(first).max(PostId(1)));
+        }
+        let from = from.max(removed.first());
         let Some(last) = crate::Posts::last(self).await? else {
             return Ok(from.max(PostId(1)));
         };
@@ -342,6 +331,15 @@ impl crate::Posts for PostgresPosts {
             })
             .await?;
         ids.into_iter().map(keys::post).collect()
+    }
+
+    async fn of_author(&self, author: UserKey, after: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        self.texts_of(author, after, limit).await
+    }
+
+    async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
+        let posts: Vec<i64> = posts.iter().map(|post| keys::bigint(post.0)).collect();
+        self.erase(&posts).await
     }
 }
 

@@ -34,6 +34,10 @@ pub(crate) struct PostgresRetention {
     ledger_keep: Duration,
     /// Retention of operations on dead letters.
     dead_letter_operation_keep: Duration,
+    /// Retention of the texts of deleted posts, from the deletion.
+    deleted_text_keep: Duration,
+    /// Retention of posts, from their acceptance.
+    post_keep: Option<Duration>,
 }
 
 impl PostgresRetention {
@@ -53,6 +57,8 @@ impl PostgresRetention {
             timeline_keep: days(config.timeline_keep_days),
             ledger_keep: days(config.ledger_keep_days),
             dead_letter_operation_keep: days(config.dead_letter_operation_keep_days),
+            deleted_text_keep: Duration::from_secs(config.deleted_text_keep_hours.saturating_mul(3_600)),
+            post_keep: config.post_keep_days.map(days),
         }
     }
 
@@ -169,7 +175,26 @@ impl crate::Retention for PostgresRetention {
         let totals = self.trim_totals(now).await?;
         let dead_letters = self.trim_dead_letters(now).await?;
         let leases = self.trim_leases().await?;
-        let rows = follows.versions + follows.edges + requests + pins + backfills + totals + dead_letters;
+        let metrics = self.postgres.metrics();
+        let texts = self.posts.trim_texts(now.minus(self.deleted_text_keep)).await?;
+        metrics.add_removed("texts", texts);
+        let posts = match self.post_keep {
+            Some(keep) => {
+                let counted_since = now.minus(self.counted_keep());
+                self.posts.trim_posts(now.minus(keep), counted_since).await?
+            }
+            None => 0,
+        };
+        metrics.add_removed("posts", posts);
+        let rows = texts
+            + posts
+            + follows.versions
+            + follows.edges
+            + requests
+            + pins
+            + backfills
+            + totals
+            + dead_letters;
         if rows + ledger_tables + leases > 0 {
             tracing::debug!(
                 versions = follows.versions,
@@ -181,6 +206,8 @@ impl crate::Retention for PostgresRetention {
                 totals,
                 dead_letters,
                 leases,
+                texts,
+                posts,
                 "removed data past its retention"
             );
         }

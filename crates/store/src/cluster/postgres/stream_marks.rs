@@ -32,6 +32,7 @@ impl crate::StreamMarks for PostgresStreamMarks {
         if marks.is_empty() {
             return Ok(());
         }
+        can_fail!("store.mark");
         let streams: Vec<&str> = marks.iter().map(|mark| mark.stream.as_str()).collect();
         let sequences: Vec<i64> = marks.iter().map(|mark| keys::bigint(mark.sequence)).collect();
         let times: Vec<i64> = marks.iter().map(|mark| mark.published_at.0).collect();

@@ -1,8 +1,10 @@
-//! The dictionary of users. Its rows never change, so its caches need no invalidation.
+//! The dictionary of users. A row changes once, when its user is erased; other processes notice that by the age of
+//! their cached rows.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,10 +16,10 @@ use super::{
     batch::{BatchLimits, Batcher},
     keys,
 };
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, users_cache::UsersCache};
 
-/// Approximate memory of an entry of a cache besides its value, bytes.
-const CACHE_ENTRY_BYTES: usize = 96;
+/// Maximum age of cached rows.
+pub(crate) const USERS_CACHED_FOR: Duration = Duration::from_mins(1);
 
 /// Batches of the users of concurrent calls. One at a time: all wait for the lock of the counter.
 const BATCHES: BatchLimits = BatchLimits {
@@ -30,8 +32,7 @@ const BATCHES: BatchLimits = BatchLimits {
 pub(crate) struct PostgresUsers {
     postgres: Postgres,
     writes: Batcher<Vec<String>, HashMap<String, UserKey>>,
-    keys: moka::sync::Cache<UserId, UserKey>,
-    ids: moka::sync::Cache<UserKey, UserId>,
+    cache: UsersCache,
 }
 
 impl PostgresUsers {
@@ -43,26 +44,16 @@ impl PostgresUsers {
             let postgres = shared.clone();
             async move { create_calls(&postgres, &calls).await }.boxed()
         });
-        let weigh = |id: &UserId| u32::try_from(id.as_str().len() + CACHE_ENTRY_BYTES).unwrap_or(u32::MAX);
         Self {
             postgres: postgres.clone(),
             writes,
-            keys: moka::sync::Cache::builder()
-                .name("cluster-user-keys")
-                .max_capacity(cache_bytes_max)
-                .weigher(move |id, _| weigh(id))
-                .build(),
-            ids: moka::sync::Cache::builder()
-                .name("cluster-user-ids")
-                .max_capacity(cache_bytes_max)
-                .weigher(move |_, id| weigh(id))
-                .build(),
+            cache: UsersCache::new(cache_bytes_max, Some(USERS_CACHED_FOR)),
         }
     }
 
-    fn cache(&self, id: &UserId, key: UserKey) {
-        self.keys.insert(id.clone(), key);
-        self.ids.insert(key, id.clone());
+    /// Forgets an id in this process, after it was forgotten in the database.
+    pub(super) fn forget(&self, id: &UserId, key: UserKey) {
+        self.cache.forget(id, key);
     }
 
     /// The keys of those `ids` that have one.
@@ -162,7 +153,8 @@ async fn insert(transaction: &mut Transaction, last: i64, ids: &[&str]) -> Attem
 #[async_trait]
 impl crate::Users for PostgresUsers {
     async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
-        let mut keys: Vec<_> = ids.iter().map(|id| self.keys.get(id)).collect();
+        let reading = self.cache.begin();
+        let mut keys: Vec<_> = ids.iter().map(|id| self.cache.key(id)).collect();
         let missing: Vec<&str> = ids
             .iter()
             .zip(&keys)
@@ -177,7 +169,7 @@ impl crate::Users for PostgresUsers {
             if key.is_none()
                 && let Some(found) = found.get(id.as_str())
             {
-                self.cache(id, *found);
+                self.cache.add_key(reading, id, *found);
                 *key = Some(*found);
             }
         }
@@ -185,6 +177,7 @@ impl crate::Users for PostgresUsers {
     }
 
     async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
+        let reading = self.cache.begin();
         let found = self.find(ids).await?;
         let missing: Vec<String> = ids
             .iter()
@@ -204,7 +197,8 @@ impl crate::Users for PostgresUsers {
                 let key =
                     key.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the dictionary created too few keys"))?;
                 if found.is_none() {
-                    self.cache(id, key);
+                    self.cache.add_key(reading, id, key);
+                    self.cache.add_id(reading, key, id);
                 }
                 Ok(key)
             })
@@ -212,7 +206,8 @@ impl crate::Users for PostgresUsers {
     }
 
     async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
-        let mut ids: Vec<_> = keys.iter().map(|key| self.ids.get(key)).collect();
+        let reading = self.cache.begin();
+        let mut ids: Vec<_> = keys.iter().map(|key| self.cache.id(*key)).collect();
         let missing: Vec<i64> = keys
             .iter()
             .zip(&ids)
@@ -236,7 +231,8 @@ impl crate::Users for PostgresUsers {
             let key = keys::user(key)?;
             let id = UserId::from_stored(id)
                 .map_err(|_| Error::new(ErrorKind::Corrupt, format!("the id of user {key} is malformed")))?;
-            self.cache(&id, key);
+            self.cache.add_id(reading, key, &id);
+            self.cache.add_key(reading, &id, key);
             found.insert(key, id);
         }
         for (key, id) in keys.iter().zip(&mut ids) {
@@ -257,5 +253,9 @@ impl crate::Users for PostgresUsers {
             })
             .await?;
         Ok((last > 0).then(|| keys::user(last)).transpose()?)
+    }
+
+    fn cached_for(&self) -> Duration {
+        USERS_CACHED_FOR
     }
 }

@@ -1,7 +1,49 @@
 //! Checks of the server before it is used.
 
-use super::server::{Server, SlotRange, info_value};
-use crate::{Error, ErrorKind, Result};
+use herald_model::time::Timestamp;
+use redis::RedisError;
+
+use super::{
+    TimelinesConfig,
+    error::redis_error,
+    server::{Server, info_value},
+    slots::SlotRange,
+};
+use crate::{Error, ErrorKind, Metrics, Result};
+
+/// The clock of a primary of Valkey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrimaryClock {
+    /// The first of its slots; 0 for a server that is no cluster.
+    pub slot: u16,
+    /// Its time.
+    pub time: Timestamp,
+    /// The own time before and after the reading.
+    pub read: [Timestamp; 2],
+}
+
+/// Connects to Valkey and reads the clock of each primary.
+///
+/// # Errors
+/// [`Unavailable`](ErrorKind::Unavailable) if a server can't be reached, [`Invalid`](ErrorKind::Invalid) if the
+/// configuration is.
+pub async fn timeline_clocks(config: &TimelinesConfig) -> Result<Vec<PrimaryClock>> {
+    let server = Server::connect(config, &Metrics::default()).await?;
+    let mut clocks = Vec::new();
+    for range in server.refresh_ranges().await?.iter() {
+        let before = Timestamp::now();
+        let answer = server.run(range.first, redis::cmd("TIME")).await?;
+        let after = Timestamp::now();
+        let (seconds, micros): (i64, i64) = redis::from_redis_value(answer)
+            .map_err(|error| redis_error("read the clock", &RedisError::from(error)))?;
+        clocks.push(PrimaryClock {
+            slot: range.first,
+            time: Timestamp(seconds.saturating_mul(1_000_000).saturating_add(micros)),
+            read: [before, after],
+        });
+    }
+    Ok(clocks)
+}
 
 /// Refuses servers that are too old, that drop keys when they are full, and replicas.
 pub(super) async fn check(server: &Server) -> Result<()> {

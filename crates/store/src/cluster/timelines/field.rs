@@ -141,8 +141,17 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
-            let _ = Field::decode(&bytes);
+        fn bytes_near_a_timeline_are_read_or_refused(
+            bytes in herald_fuzz::near((prop::collection::btree_set(1_u64..1 << 50, 0..50), any::<u32>()).prop_map(
+                |(posts, until_s)| Field {
+                    state: State::Provisional { until_s: until_s.into() },
+                    posts: posts.into_iter().rev().collect(),
+                }.encode(),
+            )),
+        ) {
+            if let Ok(field) = Field::decode(&bytes) {
+                prop_assert!(field.posts.len() <= bytes.len() && field.posts.is_sorted_by(|a, b| a > b));
+            }
         }
 
         #[test]

@@ -8,7 +8,7 @@ use redis::Value;
 use super::{
     View,
     collector::{Load, Run},
-    server::SlotRange,
+    slots::SlotRange,
 };
 use crate::{Error, ErrorKind, Result, embedded::shared_error::SharedError};
 

@@ -11,11 +11,12 @@ use std::{
     time::Duration,
 };
 
+use herald_model::UserKey;
 use parking_lot::Mutex;
 use redis::Value;
 use tokio::sync::Notify;
 
-use super::{TimelinesConfig, View, field::Field, server::ScriptCall};
+use super::{TimelinesConfig, View, erased, field::Field, script::ScriptCall};
 use crate::{
     Error, ErrorKind, Result,
     embedded::timelines::{block, pair},
@@ -25,7 +26,7 @@ use crate::{
 const BLOCKS_MIN: usize = 8;
 
 /// Maximum number of blocks that one merge takes.
-const BLOCKS_MAX: usize = 8_192;
+pub(super) const BLOCKS_MAX: usize = 8_192;
 
 /// Number of buckets waiting for a merge from which on the flusher waits too.
 const WAITING_MAX: usize = 4_096;
@@ -148,12 +149,30 @@ pub(super) struct Bucket {
     fields: Vec<(u8, Field)>,
 }
 
+impl Bucket {
+    /// Number of blocks.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+}
+
 /// Merges the tail of a bucket into its body. Returns whether it was written: another merge can have come first.
 pub(super) async fn merge(view: &View, bucket: u32) -> Result<bool> {
-    let Some(read) = read_bucket(view, bucket).await? else {
+    let read = read_bucket(view, bucket).await?;
+    if read.blocks.is_empty() {
         return Ok(false);
-    };
+    }
     can_fail!("store.timelines.merge");
+    merge_with(view, bucket, read, None).await
+}
+
+/// Merges what was read of a bucket. With `erase`, the timeline of this user is removed, and the body gets a new epoch.
+pub(super) async fn merge_with(
+    view: &View,
+    bucket: u32,
+    read: Bucket,
+    erase: Option<UserKey>,
+) -> Result<bool> {
     let oldest = view.oldest();
     let mut pairs = Vec::new();
     for block in &read.blocks {
@@ -168,13 +187,24 @@ pub(super) async fn merge(view: &View, bucket: u32) -> Result<bool> {
         let found = fields.iter().position(|(of, _)| *of == index);
         let mut field = found.map_or_else(Field::empty, |at| fields.swap_remove(at).1);
         let mut posts = posts.iter().map(|p| pair::post(*p)).collect();
-        field.add(&mut posts, oldest, view.config.entries_max);
+        if view.is_erased(pair::user(bucket, index)) {
+            field = erased::nothing();
+        } else {
+            field.add(&mut posts, oldest, view.config.entries_max);
+        }
         written.push((index, field));
     }
-    write(view, bucket, &read.generation, &read.blocks, &written).await
+    if let Some(user) = erase {
+        written.retain(|(index, _)| *index != pair::index(user));
+        written.push((pair::index(user), erased::nothing()));
+    }
+    let epoch = erase.map(|_| view.new_generation());
+    let mut fields = encode(&written);
+    fields.extend(epoch.map(|epoch| (b"e".to_vec(), epoch)));
+    write_fields(view, bucket, &read.generation, &read.blocks, fields).await
 }
 
-async fn read_bucket(view: &View, bucket: u32) -> Result<Option<Bucket>> {
+pub(super) async fn read_bucket(view: &View, bucket: u32) -> Result<Bucket> {
     let keys = view.keys.bucket(bucket);
     let mut generation = redis::cmd("HGET");
     generation.arg(&keys.body).arg("g");
@@ -190,9 +220,6 @@ async fn read_bucket(view: &View, bucket: u32) -> Result<Option<Bucket>> {
         .await?;
     let [generation, tail, body]: [Value; 3] = answers.try_into().map_err(|_| unexpected())?;
     let blocks: Vec<Vec<u8>> = read_value(tail)?;
-    if blocks.is_empty() {
-        return Ok(None);
-    }
     let generation: Option<Vec<u8>> = read_value(generation)?;
     let rows: Vec<(Vec<u8>, Vec<u8>)> = read_value(body)?;
     let mut fields = Vec::with_capacity(rows.len());
@@ -201,11 +228,11 @@ async fn read_bucket(view: &View, bucket: u32) -> Result<Option<Bucket>> {
             fields.push((index, Field::decode(&value)?));
         }
     }
-    Ok(Some(Bucket {
+    Ok(Bucket {
         generation: generation.unwrap_or_default(),
         blocks,
         fields,
-    }))
+    })
 }
 
 /// Writes fields, and removes blocks, if the bucket is as it was read.
@@ -215,6 +242,24 @@ pub(super) async fn write(
     generation: &[u8],
     blocks: &[Vec<u8>],
     fields: &[(u8, Field)],
+) -> Result<bool> {
+    write_fields(view, bucket, generation, blocks, encode(fields)).await
+}
+
+/// The names and values of fields.
+fn encode(fields: &[(u8, Field)]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let encoded = fields
+        .iter()
+        .map(|(index, field)| (index.to_string().into_bytes(), field.encode()));
+    encoded.collect()
+}
+
+async fn write_fields(
+    view: &View,
+    bucket: u32,
+    generation: &[u8],
+    blocks: &[Vec<u8>],
+    fields: Vec<(Vec<u8>, Vec<u8>)>,
 ) -> Result<bool> {
     let keys = view.keys.bucket(bucket);
     let mut hash = sha1_smol::Sha1::new();
@@ -228,9 +273,8 @@ pub(super) async fn write(
         blocks.len().to_string().into_bytes(),
         hash.digest().to_string().into_bytes(),
     ];
-    for (index, field) in fields {
-        arguments.push(index.to_string().into_bytes());
-        arguments.push(field.encode());
+    for (name, value) in fields {
+        arguments.extend([name, value]);
     }
     let call = ScriptCall {
         script: &view.scripts.write,

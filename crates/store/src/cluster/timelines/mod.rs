@@ -15,8 +15,9 @@
 //! | `read` | reads timelines: tail and field |
 //! | `rebuild`, `records` | makes a timeline again from PostgreSQL |
 //! | `activity`, `drowning` | whose timelines are not written, or only in part |
+//! | `erased` | whose timelines are shown no more |
 //! | `monitor`, `repair`, `whole` | notices and repairs lost writes |
-//! | `server`, `check`, `keys`, `field`, `state` | connection, checks at start, names, encoding, state in PostgreSQL |
+//! | `server`, `connector`, `check`, `keys`, `field`, `state` | connection, checks at start, names, encoding, state in PostgreSQL |
 //!
 //! # Invariants
 //!
@@ -39,7 +40,9 @@ mod bits;
 mod check;
 mod collector;
 mod config;
+mod connector;
 mod drowning;
+mod erased;
 mod error;
 mod field;
 mod flush;
@@ -51,7 +54,9 @@ mod read;
 mod rebuild;
 mod records;
 mod repair;
+mod script;
 mod server;
+mod slots;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -72,26 +77,31 @@ use herald_model::{PostId, Recipients, UserKey};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 
-pub use self::config::TimelinesConfig;
 use self::{
     activity::Activity,
     collector::{Collector, Policy},
     drowning::Drowning,
+    erased::ErasedUsers,
     flush::Extended,
     keys::Keys,
     merge::Merger,
     monitor::Monitor,
     rebuild::Rebuilder,
     records::Records,
-    server::{Script, Server},
+    script::Script,
+    server::Server,
     state::ViewState,
+};
+pub use self::{
+    check::{PrimaryClock, timeline_clocks},
+    config::TimelinesConfig,
 };
 use super::postgres::{
     Postgres,
     batch::{BatchLimits, Batcher},
 };
 use crate::{
-    Delivered, Leases, Rebuilt, Result, SuppressedReason, TimelineEntries, TimelinePage, Timelines,
+    Delivered, Leases, Metrics, Rebuilt, Result, SuppressedReason, TimelineEntries, TimelinePage, Timelines,
     embedded::timelines::pair,
 };
 
@@ -126,6 +136,7 @@ struct View {
     writer: Server,
     /// The connection for readers, who would wait behind large pipelines.
     reader: Server,
+    metrics: Metrics,
     scripts: Scripts,
     collector: Collector,
     extended: Extended,
@@ -135,6 +146,7 @@ struct View {
     state: ViewState,
     activity: Activity,
     drowning: RwLock<Drowning>,
+    erased: RwLock<ErasedUsers>,
     monitor: Monitor,
     /// Reads the number of recorded losses: concurrent callers share a statement.
     losses: Batcher<(), u64>,
@@ -175,6 +187,11 @@ impl View {
     /// Whether the timeline of a user gets a post, if the user is active.
     fn keeps(&self, user: UserKey, post: u64) -> bool {
         self.drowning.read().keeps(user, post)
+    }
+
+    /// Whether this process knows that the timeline of a user is erased.
+    fn is_erased(&self, user: UserKey) -> bool {
+        self.erased.read().contains(user)
     }
 
     /// A generation that no body has had.
@@ -230,6 +247,7 @@ impl View {
             let drowning = Drowning::new(self.state.drowning().await?, self.config.following_max);
             *self.drowning.write() = drowning;
         }
+        erased::sample(self).await?;
         let oldest = self.state.oldest_kept().await?;
         self.oldest.fetch_max(oldest, Ordering::Relaxed);
         Ok(())
@@ -250,15 +268,17 @@ impl ClusterTimelines {
         holder: &str,
     ) -> Result<Self> {
         config.validate()?;
-        let writer = Server::connect(config).await?;
+        let metrics = postgres.metrics();
+        let writer = Server::connect(config, metrics).await?;
         check::check(&writer).await?;
-        let reader = Server::connect(config).await?;
+        let reader = Server::connect(config, metrics).await?;
         let records = Records::new(postgres);
         let view = Arc::new(View {
             keys: Keys::new(&records.store_id().await?),
             ttl_s: (keep_days + TTL_MARGIN_DAYS) * 86_400,
             writer,
             reader,
+            metrics: metrics.clone(),
             scripts: Scripts::new(),
             collector: Collector::new(Policy {
                 delay: Duration::from_millis(config.flush_delay_ms),
@@ -272,6 +292,7 @@ impl ClusterTimelines {
             state: ViewState::new(postgres),
             activity: Activity::new(config.active_days, config.sample_interval()),
             drowning: RwLock::default(),
+            erased: RwLock::default(),
             monitor: Monitor::default(),
             losses: count_losses(ViewState::new(postgres)),
             oldest: AtomicU64::new(0),
@@ -406,5 +427,9 @@ impl Timelines for ClusterTimelines {
 
     async fn rebuild(&self, users: &[UserKey]) -> Result<Rebuilt> {
         rebuild::rebuild_all(&self.view, users).await
+    }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        erased::erase(&self.view, user).await
     }
 }

@@ -31,7 +31,9 @@ use redis::Value;
 use super::{
     View,
     merge::read_value,
-    server::{ScriptCall, SlotRange, info_value},
+    script::ScriptCall,
+    server::info_value,
+    slots::SlotRange,
     state::{Loss, Shard},
     whole,
 };

@@ -82,6 +82,9 @@ pub(super) async fn newest(
     before: Option<PostId>,
     limit: usize,
 ) -> Result<TimelinePage> {
+    if view.is_erased(user) {
+        return Ok(TimelinePage::default());
+    }
     let returning = view.activity.note_read(user);
     let field = timeline(view, &view.reader, user).await?;
     let need = if returning {
@@ -95,6 +98,9 @@ pub(super) async fn newest(
         return Ok(page(&field, before, limit, false));
     }
     let rebuilt = view.rebuilder.rebuild(view, user, need).await;
+    if view.is_erased(user) {
+        return Ok(TimelinePage::default());
+    }
     let field = if rebuilt {
         timeline(view, &view.reader, user).await?
     } else {
@@ -169,6 +175,9 @@ fn bucket_commands(view: &View, users: &[UserKey]) -> [(u16, Cmd); 2] {
 }
 
 fn entries(view: &View, user: UserKey, field: &Field) -> TimelineEntries {
+    if view.is_erased(user) {
+        return TimelineEntries::default();
+    }
     TimelineEntries {
         posts: field.posts.iter().rev().map(|post| PostId(*post)).collect(),
         complete: field.state == State::Complete

@@ -2,12 +2,17 @@
 //!
 //! 1. `scripts/begin.lua` makes sure that the body exists and tells its epoch; a returning user's timeline is marked as
 //!    partial, then the user is recorded as active.
+//!    A timeline that was erased is left alone.
 //! 2. What the timeline must have is read from PostgreSQL. A post that is planned later is delivered later, to the tail.
 //! 3. The posts are added to those that the timeline has, and written if the generation of the body is the same as when
 //!    the timeline was read. If only the generation changed, the write is repeated; if the epoch changed, the body was
 //!    lost and with it deliveries after step 2, so the rebuild begins anew.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream};
 use herald_model::{UserKey, time::Timestamp};
@@ -16,11 +21,11 @@ use redis::Value;
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    View,
+    View, erased,
     field::{Field, State},
     merge::{read_value, write},
     read::{Need, timeline},
-    server::ScriptCall,
+    script::ScriptCall,
 };
 use crate::{Error, ErrorKind, Rebuilt, Result, embedded::timelines::pair};
 
@@ -89,9 +94,19 @@ impl Drop for Ended<'_> {
 
 /// Rebuilds the timeline of a user now.
 pub(super) async fn rebuild(view: &View, user: UserKey, need: Need) -> Result<Rebuilt> {
+    let started = Instant::now();
+    let rebuilt = rebuild_now(view, user, need).await;
+    view.metrics.record_rebuild(started, &rebuilt);
+    rebuilt
+}
+
+async fn rebuild_now(view: &View, user: UserKey, need: Need) -> Result<Rebuilt> {
     let mut provisional_until = None;
     for _ in 0..ATTEMPTS_MAX {
         let epoch = begin(view, user, need == Need::Return).await?;
+        if erased::is_erased(view, user).await? {
+            return Ok(Rebuilt::default());
+        }
         if need == Need::Return {
             view.activity.record_return(&view.state, user).await?;
             let until = Timestamp::now().plus(view.activity.provisional());
@@ -206,7 +221,7 @@ fn next_state(state: State, provisional_until: Option<u64>) -> State {
 pub(super) async fn rebuild_all(view: &View, users: &[UserKey]) -> Result<Rebuilt> {
     let mut total = Rebuilt::default();
     let mut active = users.to_vec();
-    active.retain(|user| !view.activity.is_dormant(*user));
+    active.retain(|user| !view.activity.is_dormant(*user) && !view.is_erased(*user));
     let mut rebuilding = stream::iter(active)
         .map(|user| rebuild(view, user, Need::Rebuild))
         .buffer_unordered(REBUILDS_PER_CALL);

@@ -116,7 +116,8 @@ async fn deliver_again(view: &View, loss: &Loss, redeliveries: Vec<Redelivery>) 
             }
             lost
         };
-        let recipients = Recipients::from_sorted(recipients.iter().filter(of_shard));
+        let recipients = recipients.iter().filter(|user| !view.is_erased(*user));
+        let recipients = Recipients::from_sorted(recipients.filter(of_shard));
         if post.0 >= view.oldest() && !recipients.is_empty() {
             waiting.push(view.collector.put(pair::check(post)?, &recipients).await?);
         }

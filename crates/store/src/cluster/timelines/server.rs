@@ -1,19 +1,29 @@
 //! The connection to a single server or a cluster.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use parking_lot::RwLock;
 use redis::{
-    Client, Cmd, ErrorKind as RedisErrorKind, Pipeline, RedisError, ServerErrorKind, TlsCertificates, Value,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-    cluster::ClusterClient,
+    Client, Cmd, ErrorKind as RedisErrorKind, Pipeline, RedisError, ServerErrorKind, Value,
+    aio::ConnectionManager,
     cluster_async::ClusterConnection,
     cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr},
 };
 
-use super::{TimelinesConfig, error::redis_error, keys::SLOTS};
-use crate::{Error, ErrorKind, Result};
+use super::{
+    TimelinesConfig,
+    connector::{Authority, Connector, Reconnect, follow_authority},
+    error::redis_error,
+    keys::SLOTS,
+    script::ScriptCall,
+    slots::{SlotRange, read_ranges},
+};
+use crate::{Error, ErrorKind, Metrics, Result};
 
 /// Maximum number of commands in one pipeline. More would only make one long answer of many short ones.
 const PIPELINE_COMMANDS_MAX: usize = 8_192;
@@ -39,97 +49,44 @@ pub(super) enum Server {
 }
 
 pub(super) struct Single {
-    client: Client,
-    config: ConnectionManagerConfig,
-    connection: RwLock<ConnectionManager>,
+    connector: Connector,
+    connection: RwLock<(Client, ConnectionManager)>,
+    metrics: Metrics,
 }
 
 pub(super) struct Cluster {
-    connection: ClusterConnection,
+    connector: Connector,
+    connection: RwLock<ClusterConnection>,
     ranges: RwLock<Arc<Vec<SlotRange>>>,
-}
-
-/// Slots that one primary has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SlotRange {
-    pub(super) first: u16,
-    pub(super) last: u16,
-}
-
-impl SlotRange {
-    /// The range of a single server.
-    pub(super) const ALL: Self = Self {
-        first: 0,
-        last: SLOTS - 1,
-    };
-
-    pub(super) fn contains(self, slot: u16) -> bool {
-        (self.first..=self.last).contains(&slot)
-    }
+    metrics: Metrics,
 }
 
 impl Server {
     /// Connects. Detects a cluster.
-    pub(super) async fn connect(config: &TimelinesConfig) -> Result<Self> {
-        let connecting = |e: RedisError| redis_error("connect to the timelines", &e);
-        let url = config.url.expose();
-        let root_cert = match &config.tls_ca_file {
-            Some(path) => Some(std::fs::read(path).map_err(|e| {
-                Error::with_source(
-                    ErrorKind::Invalid,
-                    format!("can't read the file timelines.tls_ca_file, {}", path.display()),
-                    e,
-                )
-            })?),
-            None => None,
-        };
-        let certs = TlsCertificates {
-            client_tls: None,
-            root_cert,
-        };
-        let tls = url.starts_with("rediss:");
-        let client = if tls {
-            Client::build_with_tls(url, certs.clone())
-        } else {
-            Client::open(url)
-        }
-        .map_err(connecting)?;
-        let connect_timeout = Duration::from_millis(config.connect_timeout_ms);
-        let response_timeout = Duration::from_millis(config.response_timeout_ms);
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500))
-            .set_connection_timeout(Some(connect_timeout))
-            .set_response_timeout(Some(response_timeout));
-        let connection = ConnectionManager::new_with_config(client.clone(), manager.clone())
-            .await
-            .map_err(connecting)?;
-        let single = Self::Single(Arc::new(Single {
-            client,
-            config: manager,
-            connection: RwLock::new(connection),
-        }));
-        let info = single.info(SlotRange::ALL, "cluster").await?;
+    pub(super) async fn connect(config: &TimelinesConfig, metrics: &Metrics) -> Result<Self> {
+        let connector = Connector::new(config);
+        let authority = connector.read_authority()?;
+        let single = Arc::new(Single {
+            connection: RwLock::new(connector.single(&authority).await?),
+            connector,
+            metrics: metrics.clone(),
+        });
+        let server = Self::Single(single.clone());
+        let info = server.info(SlotRange::ALL, "cluster").await?;
         if info_value(&info, "cluster_enabled") != Some("1") {
-            return Ok(single);
+            follow_authority(&single, authority);
+            return Ok(server);
         }
-        let mut builder = ClusterClient::builder([url])
-            .connection_timeout(connect_timeout)
-            .response_timeout(response_timeout)
-            .overall_response_timeout(Some(response_timeout * 2))
-            .retries(3)
-            .max_retry_wait(500);
-        if tls {
-            builder = builder.certs(certs);
-        }
-        let client = builder.build().map_err(connecting)?;
-        let connection = client.get_async_connection().await.map_err(connecting)?;
-        let cluster = Cluster {
-            connection,
+        let connector = Connector::new(config);
+        let cluster = Arc::new(Cluster {
+            connection: RwLock::new(connector.cluster(&authority).await?),
+            connector,
             ranges: RwLock::default(),
-        };
+            metrics: metrics.clone(),
+        });
         cluster.refresh().await?;
-        Ok(Self::Cluster(Arc::new(cluster)))
+        follow_authority(&cluster, authority);
+        Ok(Self::Cluster(cluster))
     }
 
     /// The slots by primary. Refreshes what is known about them.
@@ -178,15 +135,26 @@ impl Server {
     }
 
     async fn try_run(&self, slot: u16, cmd: Cmd) -> std::result::Result<Value, RedisError> {
-        match self {
+        let started = Instant::now();
+        let answer = match self {
             Self::Single(single) => {
                 let sent = single.run(&cmd).await;
                 if single.has_reconnected(&sent) {
-                    return single.run(&cmd).await;
+                    single.run(&cmd).await
+                } else {
+                    sent
                 }
-                sent
             }
             Self::Cluster(cluster) => cluster.run(slot, cmd).await,
+        };
+        self.metrics().record_valkey(started, &answer);
+        answer
+    }
+
+    fn metrics(&self) -> &Metrics {
+        match self {
+            Self::Single(single) => &single.metrics,
+            Self::Cluster(cluster) => &cluster.metrics,
         }
     }
 
@@ -206,6 +174,7 @@ impl Server {
     /// Runs commands, each with its slot, in one pipeline for each primary. Returns the results in the same order.
     /// Commands of one slot run in their order.
     pub(super) async fn pipeline(&self, commands: Vec<(u16, Cmd)>) -> Result<Vec<Value>> {
+        let started = Instant::now();
         let result = match self {
             Self::Single(single) => {
                 let sent = single.pipeline(&commands).await;
@@ -217,6 +186,7 @@ impl Server {
             }
             Self::Cluster(cluster) => self.cluster_pipeline(cluster, commands).await,
         };
+        self.metrics().record_valkey(started, &result);
         result.map_err(|e| redis_error("use the timelines", &e))
     }
 
@@ -296,9 +266,33 @@ impl Server {
     }
 }
 
+impl Reconnect for Single {
+    fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    async fn reconnect(&self, authority: &Authority) -> Result<()> {
+        let connection = self.connector.single(authority).await?;
+        *self.connection.write() = connection;
+        Ok(())
+    }
+}
+
+impl Reconnect for Cluster {
+    fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    async fn reconnect(&self, authority: &Authority) -> Result<()> {
+        let connection = self.connector.cluster(authority).await?;
+        *self.connection.write() = connection;
+        Ok(())
+    }
+}
+
 impl Single {
     async fn run(&self, cmd: &Cmd) -> std::result::Result<Value, RedisError> {
-        let mut connection = self.connection.read().clone();
+        let mut connection = self.connection.read().1.clone();
         connection.send_packed_command(cmd).await?.extract_error()
     }
 
@@ -309,7 +303,7 @@ impl Single {
             for (_, cmd) in commands {
                 pipeline.add_command(cmd.clone());
             }
-            let mut connection = self.connection.read().clone();
+            let mut connection = self.connection.read().1.clone();
             let answers = connection
                 .send_packed_commands(&pipeline, 0, commands.len())
                 .await?;
@@ -326,11 +320,10 @@ impl Single {
     fn has_reconnected<T>(&self, sent: &std::result::Result<T, RedisError>) -> bool {
         let Err(error) = sent else { return false };
         if error.kind() == RedisErrorKind::Server(ServerErrorKind::ReadOnly) {
-            let connecting =
-                ConnectionManager::new_lazy_with_config(self.client.clone(), self.config.clone());
-            return match connecting {
+            let mut connection = self.connection.write();
+            return match self.connector.again(&connection.0) {
                 Ok(manager) => {
-                    *self.connection.write() = manager;
+                    connection.1 = manager;
                     true
                 }
                 Err(_) => false,
@@ -356,7 +349,7 @@ impl Cluster {
             }
             let route = Route::new(commands[piece[0]].0, SlotAddr::Master);
             let route = SingleNodeRoutingInfo::SpecificNode(route);
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.read().clone();
             answers.extend(connection.route_pipeline(pipeline, 0, piece.len(), route).await?);
         }
         Ok(answers)
@@ -368,7 +361,7 @@ impl Cluster {
         let mut pauses = MOVED_PAUSES.iter();
         loop {
             let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
-            let mut connection = self.connection.clone();
+            let mut connection = self.connection.read().clone();
             let value = connection
                 .route_command(cmd.clone(), RoutingInfo::SingleNode(route))
                 .await
@@ -386,7 +379,7 @@ impl Cluster {
     async fn refresh(&self) -> Result<()> {
         let mut cmd = redis::cmd("CLUSTER");
         cmd.arg("SLOTS");
-        let mut connection = self.connection.clone();
+        let mut connection = self.connection.read().clone();
         let slots = connection
             .route_command(cmd, RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random))
             .await;
@@ -410,66 +403,6 @@ impl Cluster {
         }
         *self.ranges.write() = Arc::new(ranges);
         Ok(())
-    }
-}
-
-fn read_ranges(slots: &Value) -> Option<Vec<SlotRange>> {
-    let Value::Array(rows) = slots else { return None };
-    let mut ranges = Vec::with_capacity(rows.len());
-    for row in rows {
-        let Value::Array(columns) = row else { return None };
-        let [Value::Int(first), Value::Int(last), ..] = columns.as_slice() else {
-            return None;
-        };
-        ranges.push(SlotRange {
-            first: u16::try_from(*first).ok()?,
-            last: u16::try_from(*last).ok()?,
-        });
-    }
-    ranges
-        .iter()
-        .all(|range| range.first <= range.last)
-        .then_some(ranges)
-}
-
-/// A Lua script that runs inside of Redis.
-pub(super) struct Script {
-    text: &'static str,
-    hash: String,
-}
-
-impl Script {
-    pub(super) fn new(text: &'static str) -> Self {
-        Self {
-            text,
-            hash: sha1_smol::Sha1::from(text).digest().to_string(),
-        }
-    }
-}
-
-/// A script with the keys and arguments of one call.
-pub(super) struct ScriptCall<'a> {
-    pub(super) script: &'a Script,
-    pub(super) keys: &'a [&'a str],
-    pub(super) arguments: Vec<Vec<u8>>,
-}
-
-impl ScriptCall<'_> {
-    fn command(&self, name: &str) -> Cmd {
-        let mut cmd = redis::cmd(name);
-        if name == "EVAL" {
-            cmd.arg(self.script.text);
-        } else {
-            cmd.arg(&self.script.hash);
-        }
-        cmd.arg(self.keys.len());
-        for key in self.keys {
-            cmd.arg(*key);
-        }
-        for argument in &self.arguments {
-            cmd.arg(argument.as_slice());
-        }
-        cmd
     }
 }
 

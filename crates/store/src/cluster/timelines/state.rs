@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use herald_model::UserKey;
 
-use super::server::SlotRange;
+use super::slots::SlotRange;
 use crate::{
     Result,
     cluster::postgres::{Postgres, keys::bigint},
@@ -67,6 +67,10 @@ impl ViewState {
         Self {
             postgres: postgres.clone(),
         }
+    }
+
+    pub(super) fn postgres(&self) -> &Postgres {
+        &self.postgres
     }
 
     /// The time of PostgreSQL's clock, microseconds since 1970.

@@ -9,7 +9,7 @@
 
 use redis::{Cmd, Value};
 
-use super::{View, merge::read_value, server::SlotRange};
+use super::{View, merge::read_value, slots::SlotRange};
 use crate::Result;
 
 /// Marks a shard.

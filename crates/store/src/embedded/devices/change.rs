@@ -29,6 +29,8 @@ pub(crate) enum Change {
     Disable(Registration, Disabled),
     RecordFailure(Registration, Timestamp),
     RecordSuccess(Registration),
+    /// Writes the devices as they are, encrypted with the current key.
+    Reseal,
 }
 
 /// What a [`Change`] did.
@@ -112,6 +114,10 @@ pub(crate) fn apply(
         Change::RecordSuccess(current) => {
             update(devices, |d| d.registration() == current, |d| d.failing = None)
         }
+        Change::Reseal => Applied {
+            changed: devices.len() as u64,
+            device: None,
+        },
     };
     Ok(applied)
 }

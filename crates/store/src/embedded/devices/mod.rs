@@ -1,26 +1,32 @@
 //! Devices: one row per user with all devices, because a user has few.
 
 pub(crate) mod change;
-pub(crate) mod row;
+mod codec;
+mod row;
+mod storage_keys;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use fjall::{Keyspace, Readable};
-use futures::{executor::block_on, future::try_join_all};
+use futures::{executor::block_on, future::join_all};
 use herald_model::{
     Address, Device, DeviceId, Disabled, FailingStreak, Registration, UserKey, time::Timestamp,
 };
-use prost::Message;
 
+pub(crate) use self::codec::Codec;
 use self::{
-    change::{Applied, Change, is_web_push},
-    row::{Rows, decode, memory_bytes},
+    change::{Applied, Change},
+    row::memory_bytes,
+    storage_keys::{IN_USE, name_of},
 };
 use super::{
     blocking::read_blocking,
@@ -52,11 +58,15 @@ struct Tables {
     /// [`COUNTER`] and [`VAPID_KEY`].
     counter: Keyspace,
     cache: Cache<UserKey, Arc<[Device]>>,
+    codec: Codec,
+    /// Whether the current storage key is recorded, or there is none.
+    is_key_recorded: AtomicBool,
 }
 
 impl EmbeddedDevices {
-    /// Opens the devices. `cache_bytes_max` bounds their cache.
-    pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64) -> Result<Self> {
+    /// Opens the devices, without those whose keys are lost. `cache_bytes_max` bounds their cache.
+    /// [`Invalid`](ErrorKind::Invalid) if `codec` lacks a key that devices are encrypted with.
+    pub(crate) fn open(database: &Arc<Database>, cache_bytes_max: u64, codec: Codec) -> Result<Self> {
         let tables = Arc::new(Tables {
             devices: database.keyspace("devices", database::options)?,
             counter: database.keyspace("device_counter", database::options)?,
@@ -64,7 +74,11 @@ impl EmbeddedDevices {
             cache: Cache::new("devices", cache_bytes_max, |_, devices: &Arc<[Device]>| {
                 devices.iter().map(memory_bytes).sum()
             }),
+            codec,
+            is_key_recorded: AtomicBool::new(false),
         });
+        tables.remove_lost()?;
+        tables.check_keys()?;
         let mut last_id = tables.last_id()?;
         let shared = Arc::clone(&tables);
         let writes = GroupCommit::start(
@@ -103,7 +117,7 @@ impl Tables {
 
     fn devices_of(&self, user: UserKey) -> Result<Vec<Device>> {
         match self.devices.get(user.0.to_be_bytes()).map_err(map_err)? {
-            Some(row) => decode(user, &row),
+            Some(row) => self.codec.decode(user, &row),
             None => Ok(Vec::new()),
         }
     }
@@ -114,12 +128,8 @@ impl Tables {
         rows.filter_map(|row| {
             let read = || {
                 let (key, row) = row.into_inner().map_err(map_err)?;
-                let key = (*key).try_into().map_err(|_| {
-                    Error::new(ErrorKind::Corrupt, "can't decode the key of a user's devices")
-                })?;
-                let user = UserKey(u32::from_be_bytes(key));
-                let has_web_push = decode(user, &row)?.iter().any(is_web_push);
-                Ok(has_web_push.then_some(user))
+                let user = user_of(&key)?;
+                Ok(Codec::has_web_push(user, &row)?.then_some(user))
             };
             read().transpose()
         })
@@ -151,7 +161,7 @@ impl Tables {
             let key = user.0.to_be_bytes();
             match users.get(user) {
                 Some(devices) if !devices.is_empty() => {
-                    batch.insert(&self.devices, key, Rows::from_devices(devices).encode_to_vec());
+                    batch.insert(&self.devices, key, self.codec.encode(devices)?);
                 }
                 _ => batch.remove(&self.devices, key),
             }
@@ -159,12 +169,27 @@ impl Tables {
         if *last_id != last_id_before {
             batch.insert(&self.counter, COUNTER, last_id.to_be_bytes());
         }
+        let key = self.codec.keys().current();
+        let key = key.filter(|_| !self.is_key_recorded.load(Ordering::Acquire));
+        if let Some(key) = key {
+            batch.insert(&self.counter, name_of(key), IN_USE);
+        }
         let committed = block_on(self.database.commit(batch));
         for user in &changed {
             self.cache.invalidate(user);
         }
-        committed.map(|()| answers)
+        committed?;
+        self.is_key_recorded.store(true, Ordering::Release);
+        Ok(answers)
     }
+}
+
+/// The user whose key is the key of a row.
+fn user_of(key: &[u8]) -> Result<UserKey> {
+    let key = key
+        .try_into()
+        .map_err(|_| Error::new(ErrorKind::Corrupt, "can't decode the key of a user's devices"))?;
+    Ok(UserKey(u32::from_be_bytes(key)))
 }
 
 #[async_trait]
@@ -269,12 +294,17 @@ impl crate::Devices for EmbeddedDevices {
         let users: Vec<UserKey> = self.read_all(|tables| tables.web_push_users().collect()).await?;
         let mut removed = 0;
         for users in users.chunks(BATCH_CHANGES_MAX) {
-            let applied = try_join_all(
-                users
-                    .iter()
-                    .map(|user| self.change(*user, Change::UnregisterWebPush)),
-            );
-            removed += applied.await?.iter().map(|applied| applied.changed).sum::<u64>();
+            let changes = users
+                .iter()
+                .map(|user| self.change(*user, Change::UnregisterWebPush));
+            for applied in join_all(changes).await {
+                match applied {
+                    Ok(applied) => removed += applied.changed,
+                    // Logged where it was read. Devices that can't be read get no pushes.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
         Ok(removed)
     }

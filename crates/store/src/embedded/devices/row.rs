@@ -6,7 +6,10 @@ use herald_model::{
 };
 use prost::Message;
 
-use crate::{Error, ErrorKind, Result};
+use crate::{
+    Error, ErrorKind, Result,
+    encryption::{Keyring, key_of},
+};
 
 /// The stored devices of a user, oldest first.
 #[derive(Clone, PartialEq, Message)]
@@ -31,6 +34,21 @@ struct Row {
     failing: Option<Failing>,
     #[prost(message, optional, tag = "7")]
     disabled: Option<StoredDisabled>,
+    #[prost(message, optional, tag = "8")]
+    previous_secret: Option<StoredSecret>,
+    /// [`Contents`], encrypted; then there is no `address` and no `previous_secret`. Empty in a row that is not encrypted.
+    #[prost(bytes = "vec", tag = "9")]
+    sealed: Vec<u8>,
+    /// Of an encrypted row: whether the device gets Web Push.
+    #[prost(bool, tag = "10")]
+    is_web_push: bool,
+}
+
+/// What is encrypted of a device.
+#[derive(Clone, PartialEq, Message)]
+struct Contents {
+    #[prost(oneof = "Stored", tags = "3, 4")]
+    address: Option<Stored>,
     #[prost(message, optional, tag = "8")]
     previous_secret: Option<StoredSecret>,
 }
@@ -90,22 +108,84 @@ struct StoredSecret {
 }
 
 impl Rows {
-    pub(crate) fn from_devices(devices: &[Device]) -> Self {
-        Self {
-            devices: devices.iter().map(Row::from_device).collect(),
-        }
+    /// The rows of devices, encrypted with the current key if there is one.
+    pub(super) fn seal(devices: &[Device], keys: &Keyring) -> Result<Self> {
+        let rows = devices.iter().map(|device| {
+            let mut row = Row::from_device(device);
+            row.seal(device.user, keys)?;
+            Ok(row)
+        });
+        Ok(Self {
+            devices: rows.collect::<Result<_>>()?,
+        })
     }
 
-    /// The devices of `user`; `None` if a row is malformed.
-    pub(crate) fn into_devices(self, user: UserKey) -> Option<Vec<Device>> {
+    /// The devices of `user`.
+    pub(super) fn open(self, user: UserKey, keys: &Keyring) -> Result<Vec<Device>> {
+        let devices = self.devices.into_iter().map(|mut row| {
+            row.open(user, keys)?;
+            row.into_device(user).ok_or_else(|| undecodable(user))
+        });
+        devices.collect()
+    }
+
+    /// Whether all devices are encrypted with the current key; true without one.
+    pub(super) fn are_sealed(&self, keys: &Keyring) -> bool {
+        let Some(current) = keys.current() else {
+            return true;
+        };
         self.devices
-            .into_iter()
-            .map(|row| row.into_device(user))
-            .collect()
+            .iter()
+            .all(|row| key_of(&row.sealed) == Some(current))
+    }
+
+    /// Removes the devices whose keys are lost. Returns their number.
+    pub(super) fn remove_lost(&mut self, keys: &Keyring) -> u64 {
+        let before = self.devices.len();
+        self.devices.retain(|row| !keys.is_lost(&row.sealed));
+        (before - self.devices.len()) as u64
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Whether a device gets Web Push. Needs no key.
+    pub(super) fn have_web_push(&self) -> bool {
+        let is_web_push = |row: &Row| row.is_web_push || matches!(row.address, Some(Stored::WebPush(_)));
+        self.devices.iter().any(is_web_push)
     }
 }
 
 impl Row {
+    /// Encrypts what is secret, if there is a key.
+    fn seal(&mut self, user: UserKey, keys: &Keyring) -> Result<()> {
+        let contents = Contents {
+            address: self.address.clone(),
+            previous_secret: self.previous_secret.clone(),
+        };
+        let sealed = keys.seal(user, DeviceId(self.id), &contents.encode_to_vec())?;
+        if let Some(sealed) = sealed {
+            self.is_web_push = matches!(self.address, Some(Stored::WebPush(_)));
+            self.sealed = sealed;
+            self.address = None;
+            self.previous_secret = None;
+        }
+        Ok(())
+    }
+
+    /// Decrypts what is encrypted.
+    fn open(&mut self, user: UserKey, keys: &Keyring) -> Result<()> {
+        if self.sealed.is_empty() {
+            return Ok(());
+        }
+        let contents = keys.open(user, DeviceId(self.id), &self.sealed)?;
+        let contents = Contents::decode(&contents[..]).map_err(|_| undecodable(user))?;
+        self.address = contents.address;
+        self.previous_secret = contents.previous_secret;
+        Ok(())
+    }
+
     fn from_device(device: &Device) -> Self {
         let address = match device.address.clone() {
             Address::WebPush {
@@ -140,6 +220,8 @@ impl Row {
                 secret: previous.secret,
                 expires_at: previous.expires_at.0,
             }),
+            sealed: Vec::new(),
+            is_web_push: false,
         }
     }
 
@@ -187,15 +269,12 @@ impl Row {
     }
 }
 
-/// Decodes the row of `user`.
-pub(crate) fn decode(user: UserKey, row: &[u8]) -> Result<Vec<Device>> {
-    let devices = Rows::decode(row).ok().and_then(|rows| rows.into_devices(user));
-    devices.ok_or_else(|| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("can't decode the devices of user {user}"),
-        )
-    })
+/// The error of a row that can't be decoded.
+pub(super) fn undecodable(user: UserKey) -> Error {
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("can't decode the devices of user {user}"),
+    )
 }
 
 /// Approximate memory of a device, bytes.

@@ -1,7 +1,7 @@
 //! Tests of rows that an earlier version wrote, and of rows that can not be decoded.
 
 use super::*;
-use crate::{Devices, embedded::testing::Store};
+use crate::{Devices, Metrics, embedded::testing::Store, encryption::Encryption};
 
 fn web_push(n: u8) -> Address {
     Address::WebPush {
@@ -11,8 +11,28 @@ fn web_push(n: u8) -> Address {
     }
 }
 
+#[tokio::test]
+async fn devices_that_can_not_be_read_are_counted_each_time() {
+    let store = Store::new();
+    let metrics = Metrics::default();
+    let codec = Codec::new(&Encryption::default(), &metrics).unwrap();
+    let devices = EmbeddedDevices::open(store.database(), 1 << 20, codec).unwrap();
+    let mut batch = store.database().batch();
+    batch.insert(&devices.tables.devices, 7_u32.to_be_bytes(), b"corrupt");
+    store.database().commit(batch).await.unwrap();
+    for reads in 1..=3 {
+        assert!(devices.of(&[UserKey(7)]).await.is_err());
+        assert_eq!(metrics.unreadable_devices().get(), reads);
+    }
+    devices
+        .register(UserKey(8), web_push(1), Timestamp(1))
+        .await
+        .unwrap();
+    assert_eq!(metrics.unreadable_devices().get(), 3);
+}
+
 fn open(store: &Store) -> EmbeddedDevices {
-    EmbeddedDevices::open(store.database(), 1 << 20).unwrap()
+    EmbeddedDevices::open(store.database(), 1 << 20, Codec::plain()).unwrap()
 }
 
 #[tokio::test]

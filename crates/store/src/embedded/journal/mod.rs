@@ -27,10 +27,10 @@ use crate::{Error, ErrorKind, Result};
 pub struct JournalReport {
     /// The database.
     pub database: &'static str,
-    /// The journal, which now has only what could be read.
+    /// The journal, which has only what could be read once it is recovered.
     pub journal: PathBuf,
-    /// Where the damaged journal is kept.
-    pub kept_at: PathBuf,
+    /// Where the damaged journal is kept; `None` before it is recovered.
+    pub kept_at: Option<PathBuf>,
     /// Number of batches that are kept. All writes of a batch belong together.
     pub batches_kept: usize,
     /// Number of bytes that could not be read. They had at least one batch, which is lost.
@@ -39,6 +39,20 @@ pub struct JournalReport {
 
 /// Recovers the damaged journals of the store in a data directory that is not open. `[]` if none is damaged.
 pub(super) fn recover(data_dir: &Path) -> Result<Vec<JournalReport>> {
+    for_each_damaged(data_dir, |report, bytes, scan| {
+        replace(data_dir, report, bytes, scan)
+    })
+}
+
+/// The damaged journals, as they would be recovered.
+pub(super) fn inspect(data_dir: &Path) -> Result<Vec<JournalReport>> {
+    for_each_damaged(data_dir, |report, _, _| Ok(report))
+}
+
+fn for_each_damaged(
+    data_dir: &Path,
+    mut handle: impl FnMut(JournalReport, &[u8], &Scan) -> Result<JournalReport>,
+) -> Result<Vec<JournalReport>> {
     let mut reports = Vec::new();
     for database in DATABASES {
         if !data_dir.join(database).exists() {
@@ -49,7 +63,15 @@ pub(super) fn recover(data_dir: &Path) -> Result<Vec<JournalReport>> {
             let bytes = read(journal)?;
             let scan = Scan::of(&bytes);
             if is_damaged(&scan, place + 1 == journals.len()) {
-                reports.push(replace(data_dir, database, journal, &bytes, &scan)?);
+                let kept: usize = scan.batches.iter().map(ExactSizeIterator::len).sum();
+                let report = JournalReport {
+                    database,
+                    journal: journal.clone(),
+                    kept_at: None,
+                    batches_kept: scan.batches.len(),
+                    bytes_lost: scan::written(&bytes) - kept,
+                };
+                reports.push(handle(report, &bytes, &scan)?);
             }
         }
     }
@@ -113,14 +135,9 @@ fn cut(journal: &Path, readable: usize) -> Result<()> {
     cut.map_err(|error| io_error(format!("can't cut the journal {}", journal.display()), error))
 }
 
-fn replace(
-    data_dir: &Path,
-    database: &'static str,
-    journal: &Path,
-    bytes: &[u8],
-    scan: &Scan,
-) -> Result<JournalReport> {
-    let kept: usize = scan.batches.iter().map(ExactSizeIterator::len).sum();
+fn replace(data_dir: &Path, report: JournalReport, bytes: &[u8], scan: &Scan) -> Result<JournalReport> {
+    let journal = &*report.journal;
+    let database = report.database;
     let written = scan::written(bytes);
     let failed = |error| io_error(format!("can't recover the journal {}", journal.display()), error);
     let name = journal.file_name().unwrap_or_default().to_string_lossy();
@@ -138,11 +155,8 @@ fn replace(
     })()
     .map_err(failed)?;
     Ok(JournalReport {
-        database,
-        journal: journal.into(),
-        kept_at,
-        batches_kept: scan.batches.len(),
-        bytes_lost: written - kept,
+        kept_at: Some(kept_at),
+        ..report
     })
 }
 

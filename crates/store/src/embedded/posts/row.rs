@@ -8,7 +8,8 @@ use prost::Message;
 use super::corrupt;
 use crate::Result;
 
-/// A stored post. It never changes; the deletion has its own row. Tag 8 was the follow version, which the ledger has now.
+/// A stored post. It changes only when its text is removed; the deletion has its own row. Tag 8 was the follow version,
+/// which the ledger has now.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Row {
     #[prost(uint32, tag = "1")]
@@ -16,7 +17,7 @@ pub(crate) struct Row {
     #[prost(string, tag = "2")]
     author_id: String,
     #[prost(string, tag = "3")]
-    request_id: String,
+    pub(crate) request_id: String,
     #[prost(string, tag = "4")]
     text: String,
     #[prost(string, repeated, tag = "5")]
@@ -36,6 +37,9 @@ pub(crate) struct Row {
     push_collapse_key: String,
     #[prost(btree_map = "string, string", tag = "13")]
     push_data: BTreeMap<String, String>,
+    /// What the author wrote was removed, with the ids of author and request.
+    #[prost(bool, tag = "14")]
+    erased: bool,
 }
 
 /// The post that a request created.
@@ -64,6 +68,25 @@ impl Row {
             push_title: post.push.title.clone(),
             push_collapse_key: post.push.collapse_key.clone(),
             push_data: post.push.data.clone(),
+            erased: false,
+        }
+    }
+
+    /// Whether [`erased`](Self::erased) made this row.
+    pub(crate) fn is_erased(&self) -> bool {
+        self.erased
+    }
+
+    /// The row without what the author wrote.
+    pub(crate) fn erased(&self) -> Self {
+        Self {
+            author: self.author,
+            // An older process refuses a row without an id.
+            author_id: Post::ERASED_AUTHOR.into(),
+            lane: self.lane,
+            accepted_at: self.accepted_at,
+            erased: true,
+            ..Self::default()
         }
     }
 

@@ -158,3 +158,71 @@ async fn a_post_of_a_wrong_clock_is_no_older_than_those_before_it() {
         assert_eq!(found, PostId(first), "since {moment}");
     }
 }
+
+#[tokio::test]
+async fn texts_that_were_deleted_before_there_was_an_index_are_indexed() {
+    let store = Store::new();
+    let archive = open(&store);
+    let now = Timestamp::now();
+    let posts: Vec<_> = (1..=3).map(|id| post(id, &format!("r{id}"), now)).collect();
+    archive
+        .archive(&posts.iter().map(created).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    let deletions = [1, 3, 9].map(|id| Archived::Deleted {
+        post: PostId(id),
+        at: now,
+    });
+    archive.archive(&deletions).await.unwrap();
+    let tables = Arc::clone(&archive.tables);
+    drop(archive);
+    for rows in [&tables.deleted_texts, &tables.deleted_text_times, &tables.state] {
+        assert!(!rows.is_empty().unwrap());
+        for row in rows.iter() {
+            rows.remove(row.key().unwrap()).unwrap();
+        }
+    }
+    let archive = open(&store);
+    assert_eq!(archive.of_author(AUTHOR, None, 10).await.unwrap(), ids(1..=3));
+    assert_eq!(archive.trim_texts(now).await.unwrap(), 0);
+    assert_eq!(archive.trim_texts(now.plus(DAY)).await.unwrap(), 2);
+    assert_eq!(archive.of_author(AUTHOR, None, 10).await.unwrap(), ids([2]));
+    for rows in [&tables.deleted_texts, &tables.deleted_text_times] {
+        assert!(rows.is_empty().unwrap());
+    }
+    assert_eq!(archive.trim_texts(now.plus(DAY)).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_removed_posts() {
+    let store = Store::new();
+    let archive = open(&store);
+    let now = Timestamp::now();
+    // More than one commit removes.
+    let posts: Vec<_> = (1..=5_000).map(|id| post(id, &format!("r{id}"), now)).collect();
+    archive
+        .archive(&posts.iter().map(created).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    let deleted = |post| Archived::Deleted {
+        post: PostId(post),
+        at: now,
+    };
+    archive.archive(&[1, 2, 4_000, 9_000].map(deleted)).await.unwrap();
+    archive.erase_texts(&ids([2])).await.unwrap();
+    let removed = archive.trim_posts(now.plus(DAY), now).await.unwrap();
+    assert_eq!(removed, 4_999);
+    let tables = &archive.tables;
+    for rows in [
+        &tables.posts,
+        &tables.by_author,
+        &tables.requests,
+        &tables.request_times,
+    ] {
+        assert_eq!(rows.len().unwrap(), 1, "of the newest post");
+    }
+    for rows in [&tables.deleted_texts, &tables.deleted_text_times] {
+        assert!(rows.is_empty().unwrap());
+    }
+    assert_eq!(tables.deletions.len().unwrap(), 1, "of a post that may come");
+}

@@ -51,7 +51,7 @@ pub(crate) fn decode_pairs(block: &[u8], out: &mut Vec<u64>) -> Result<u64> {
     let mut users = 0;
     let smallest = read_number(&mut rest)?;
     while let Some((user, posts)) = next_user(&mut rest)? {
-        users |= 1 << (user % 64);
+        users |= 1 << user;
         read_posts(posts, smallest, |post| out.push(pair::in_group(user, post)))?;
     }
     Ok(users)
@@ -76,7 +76,8 @@ pub(crate) fn decode_merged(row: &[u8]) -> impl Iterator<Item = Result<u64>> {
         }
         let post = read_number(&mut rest).and_then(|value| match last {
             None => Ok(value),
-            Some(last) => u64::checked_sub(last, value).ok_or_else(malformed),
+            Some(last) if value > 0 => u64::checked_sub(last, value).ok_or_else(malformed),
+            Some(_) => Err(malformed()),
         });
         match &post {
             Ok(post) => last = Some(*post),
@@ -91,6 +92,9 @@ fn next_user<'a>(rest: &mut &'a [u8]) -> Result<Option<(u8, &'a [u8])>> {
         return Ok(None);
     };
     *rest = after;
+    if u32::from(user) >= 1 << pair::GROUP_BITS {
+        return Err(malformed());
+    }
     let length = usize::try_from(read_number(rest)?).map_err(|_| malformed())?;
     let (posts, after) = rest.split_at_checked(length).ok_or_else(malformed)?;
     *rest = after;
@@ -101,6 +105,10 @@ fn read_posts(mut posts: &[u8], smallest: u64, mut each: impl FnMut(u64)) -> Res
     let mut last = smallest;
     while !posts.is_empty() {
         last = last.checked_add(read_number(&mut posts)?).ok_or_else(malformed)?;
+        // The bits above would be those of the user in a pair.
+        if last > pair::POST_MAX {
+            return Err(malformed());
+        }
         each(last);
     }
     Ok(())
@@ -148,6 +156,44 @@ mod tests {
             let mut row = Vec::new();
             encode_merged(posts.iter().copied(), &mut row);
             prop_assert_eq!(decode_merged(&row).collect::<Result<Vec<_>>>().unwrap(), posts);
+        }
+
+        /// The posts of a damaged block are posts, of users of its group, and the same for each reader.
+        #[test]
+        fn bytes_near_a_block_are_read_or_refused(
+            block in herald_fuzz::near(
+                prop::collection::btree_set((0_u8..64, 1_u64..=pair::POST_MAX), 1..50).prop_map(|pairs| {
+                    let pairs: Vec<u64> = pairs.into_iter().map(|(user, post)| pair::in_group(user, post)).collect();
+                    let mut block = Vec::new();
+                    encode(&pairs, &mut Vec::new(), &mut block);
+                    block
+                }),
+            ),
+        ) {
+            let mut all = Vec::new();
+            if let Ok(users) = decode_pairs(&block, &mut all) {
+                prop_assert!(all.len() <= block.len());
+                for one in all {
+                    prop_assert!(users >> pair::user_in_group(one) & 1 == 1);
+                }
+            }
+            let mut posts = Vec::new();
+            if decode_user_posts(&block, 7, &mut posts).is_ok() {
+                prop_assert!(posts.len() <= block.len() && posts.iter().all(|post| *post <= pair::POST_MAX));
+            }
+        }
+
+        #[test]
+        fn bytes_near_a_merged_row_are_descending_posts_or_refused(
+            row in herald_fuzz::near(prop::collection::btree_set(1_u64..=pair::POST_MAX, 0..50).prop_map(|posts| {
+                let mut row = Vec::new();
+                encode_merged(posts.into_iter().rev(), &mut row);
+                row
+            })),
+        ) {
+            if let Ok(posts) = decode_merged(&row).collect::<Result<Vec<_>>>() {
+                prop_assert!(posts.len() <= row.len() && posts.is_sorted_by(|a, b| a > b));
+            }
         }
 
         #[test]

@@ -15,7 +15,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -43,6 +43,7 @@ use crate::{
     embedded::{
         contents::Contents,
         database::{files_cached_max, map_err, opening},
+        erased_timelines::ErasedTimelines,
     },
 };
 
@@ -67,6 +68,7 @@ pub(super) struct Disk {
     oldest: AtomicU64,
     /// Approximate bytes written to the journal since the last rotation.
     journaled: AtomicU64,
+    erased: OnceLock<ErasedTimelines>,
 }
 
 /// The keyspaces of deliveries.
@@ -127,6 +129,7 @@ impl Disk {
             written: AtomicU64::new(next - 1),
             oldest: AtomicU64::new(oldest),
             journaled: AtomicU64::new(0),
+            erased: OnceLock::new(),
             state,
         })
     }
@@ -208,6 +211,22 @@ impl Disk {
     /// The smallest post id that is kept.
     pub(super) fn oldest(&self) -> u64 {
         self.oldest.load(Ordering::Relaxed)
+    }
+
+    /// Sets the users whose timelines were erased.
+    pub(super) fn set_erased(&self, erased: ErasedTimelines) {
+        // Others are never set.
+        let _ = self.erased.set(erased);
+    }
+
+    /// The users whose timelines were erased; `None` before they are set.
+    pub(super) fn erased(&self) -> Option<&ErasedTimelines> {
+        self.erased.get()
+    }
+
+    /// Whether the timeline of a user was erased.
+    pub(super) fn is_erased(&self, user: UserKey) -> bool {
+        self.erased().is_some_and(|erased| erased.contains(user))
     }
 
     /// Raises the smallest post id that is kept; smaller values are ignored. Durable on return.

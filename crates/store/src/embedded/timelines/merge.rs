@@ -1,5 +1,7 @@
 //! Merging of a user's blocks into one row, and trimming of that row to the retention.
 //!
+//! Timelines that were erased are left out.
+//!
 //! One merge covers a shard of users: it reads their blocks and old rows in order, writes the new rows by one
 //! ingestion, and then raises the shard's merge watermark. After a crash before the watermark is raised, posts are in
 //! both places; readers drop duplicates.
@@ -166,13 +168,18 @@ fn merge_shard(disk: &Disk, shard: u32, entries_max: usize) -> Result<()> {
     while let Some(group) = groups.next(&mut pairs)? {
         for posts in pairs.chunk_by(|a, b| pair::user_in_group(*a) == pair::user_in_group(*b)) {
             let index = pair::user_in_group(posts[0]);
+            let user = pair::user(group.number, index);
+            let key = user.0.to_be_bytes();
+            if disk.is_erased(user) {
+                ingestion.write_tombstone(key).map_err(map_err)?;
+                continue;
+            }
             if group.unmerged >> index & 1 == 0 {
                 continue;
             }
             row.clear();
             let posts = retained(posts, oldest, entries_max);
             block::encode_merged(posts.iter().rev().map(|p| pair::post(*p)), &mut row);
-            let key = pair::user(group.number, index).0.to_be_bytes();
             ingestion.write(key, &row[..]).map_err(map_err)?;
         }
     }

@@ -40,8 +40,9 @@ use self::{
     rebuild::Rebuilding,
 };
 use super::{
-    blocking::read_blocking, contents::Contents, database::map_err, dir::io_error, fault::Fault,
-    ledger::Ledger, shared_error::SharedError, space::Space,
+    blocking::read_blocking, contents::Contents, database::map_err, dir::io_error,
+    erased_timelines::ErasedTimelines, fault::Fault, ledger::Ledger, recover::TimelinesState,
+    shared_error::SharedError, space::Space,
 };
 use crate::{
     Delivered, Durable, Error, ErrorKind, Rebuilt, Result, TimelineEntries, TimelinePage, Timelines,
@@ -145,8 +146,10 @@ impl EmbeddedTimelines {
         Ok(store)
     }
 
-    /// Sets the ledger from which timelines are rebuilt, and continues a rebuild that an earlier process began.
-    pub(crate) fn attach(&self, ledger: Arc<Ledger>) -> Result<()> {
+    /// Sets the ledger from which timelines are rebuilt and the users whose timelines were erased, and continues a
+    /// rebuild that an earlier process began.
+    pub(super) fn attach(&self, ledger: Arc<Ledger>, erased: ErasedTimelines) -> Result<()> {
+        self.shared.disk.set_erased(erased);
         self.shared.rebuilding.attach(ledger);
         if !self.shared.rebuilding.is_active() {
             return Ok(());
@@ -309,7 +312,25 @@ impl Shared {
         Error::with_source(ErrorKind::Corrupt, message, error)
     }
 
+    /// Erases a timeline: hides it, then removes what is written of it from the disk.
+    fn erase(&self, user: UserKey) -> Result<u64> {
+        let Some(erased) = self.disk.erased() else {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the timelines are not attached to the records yet",
+            ));
+        };
+        let removed = self.newest(user, None, usize::MAX)?.len();
+        erased.add(user)?;
+        let shard = pair::group(user) >> pair::SHARD_GROUP_BITS;
+        self.merger.merge(&self.disk, &self.config, shard)?;
+        Ok(removed as u64)
+    }
+
     fn newest(&self, user: UserKey, before: Option<PostId>, limit: usize) -> Result<Vec<PostId>> {
+        if self.disk.is_erased(user) {
+            return Ok(Vec::new());
+        }
         let mut posts = Vec::new();
         self.intake.posts_of(user, &mut posts);
         self.disk.posts_of(user, &mut posts)?;
@@ -383,6 +404,14 @@ impl Timelines for EmbeddedTimelines {
             }),
         }
     }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        let shared = Arc::clone(&self.shared);
+        read_blocking("a timeline to erase", move || {
+            shared.erase(user).map_err(|e| shared.unreadable(e))
+        })
+        .await
+    }
 }
 
 /// Timelines without merges.
@@ -398,18 +427,18 @@ impl Frozen<'_> {
     }
 }
 
-/// Whether a row of the timelines in a data directory can't be read. Nothing else has them open.
-pub(super) fn is_damaged(data_dir: &Path, config: &Config) -> Result<bool> {
+/// Whether all rows of the timelines in a data directory can be read. Nothing else has them open.
+pub(super) fn check(data_dir: &Path, config: &Config) -> Result<TimelinesState> {
     let dir = data_dir.join("timelines");
     let contents = Contents::load(data_dir)?;
     if !dir.exists() {
-        return Ok(contents.expects("timelines", true));
+        return Ok(if contents.expects("timelines", true) {
+            TimelinesState::Missing
+        } else {
+            TimelinesState::Intact
+        });
     }
-    let checked = contents
-        .check_files("timelines")
-        .and_then(|()| Disk::open(&dir, config, &contents))
-        .and_then(|disk| disk.check());
-    match checked {
+    let is_damaged = |checked: Result<()>| match checked {
         Ok(()) => Ok(false),
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             tracing::warn!(
@@ -419,7 +448,16 @@ pub(super) fn is_damaged(data_dir: &Path, config: &Config) -> Result<bool> {
             Ok(true)
         }
         Err(error) => Err(error),
+    };
+    if is_damaged(contents.check_files("timelines"))? {
+        return Ok(TimelinesState::Missing);
     }
+    let read = Disk::open(&dir, config, &contents).and_then(|disk| disk.check());
+    Ok(if is_damaged(read)? {
+        TimelinesState::Damaged
+    } else {
+        TimelinesState::Intact
+    })
 }
 
 /// Fails pending deliveries when the flusher thread ends.

@@ -60,9 +60,13 @@ impl Shared {
                 }
                 _ => Vec::new(),
             };
-            timelines.push(TimelineEntries {
-                posts,
-                complete: true,
+            timelines.push(if self.disk.is_erased(*user) {
+                TimelineEntries::default()
+            } else {
+                TimelineEntries {
+                    posts,
+                    complete: true,
+                }
             });
         }
         Ok(())

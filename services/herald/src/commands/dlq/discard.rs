@@ -1,9 +1,8 @@
 //! `herald dlq discard`
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
-
 use herald_cli::{
-    client::Client,
+    client::OperatorClient,
+    confirm,
     context::Context,
     failure::Failure,
     output::{Show, counted},
@@ -81,13 +80,12 @@ impl Show for Discarded {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let selection = args.selection.into_v1()?;
     let needs_confirmation = !args.yes && !args.dry_run;
-    // Input from a pipe is not a confirmation: nobody has read the question.
-    if needs_confirmation && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+    if needs_confirmation && !confirm::can_ask() {
         return Err(Failure::usage(
             "discarding can't be undone: confirm it with --yes, or list the dead letters with --dry-run",
         ));
     }
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     if needs_confirmation || args.dry_run {
         let plan = discard(&client, selection.clone(), true).await?;
         let preview = Preview {
@@ -103,7 +101,11 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         if preview.discarded_count == 0 {
             return context.output.show(&Discarded { discarded_count: 0 });
         }
-        if !confirm(preview.discarded_count)? {
+        let question = format!(
+            "Discard {}? They can't be redriven any more.",
+            counted(preview.discarded_count, "dead letter", "dead letters")
+        );
+        if !confirm::ask(&question)? {
             return Err(Failure::failed("nothing was discarded: not confirmed"));
         }
     }
@@ -114,7 +116,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 async fn discard(
-    client: &Client,
+    client: &OperatorClient,
     selection: DeadLetterSelection,
     dry_run: bool,
 ) -> Result<DiscardDeadLettersResponse, Failure> {
@@ -127,20 +129,4 @@ async fn discard(
         .discard_dead_letters(with_actor(request))
         .await?;
     Ok(response.into_inner())
-}
-
-/// Asks for confirmation on the terminal.
-fn confirm(dead_letter_count: u64) -> Result<bool, Failure> {
-    let failure = |error| Failure::io("can't ask for confirmation on the terminal", &error);
-    let mut terminal = io::stderr();
-    write!(
-        terminal,
-        "Discard {}? They can't be redriven any more. [y/N] ",
-        counted(dead_letter_count, "dead letter", "dead letters")
-    )
-    .and_then(|()| terminal.flush())
-    .map_err(failure)?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).map_err(failure)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

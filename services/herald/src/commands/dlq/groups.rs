@@ -70,7 +70,7 @@ impl Show for GroupList {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let state = if args.any_state {
         DeadLetterState::Unspecified
     } else {

@@ -119,7 +119,7 @@ impl Show for Page {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let state = match args.state {
         State::Open => DeadLetterState::Open,
         State::Redriving => DeadLetterState::Redriving,

@@ -54,7 +54,7 @@ impl Show for Page {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let request = client.request(ListOperationsRequest {
         page_size: args.page_size,
         page_token: args.page_token.unwrap_or_default(),

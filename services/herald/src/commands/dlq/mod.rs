@@ -13,6 +13,8 @@ mod show;
 use clap::Subcommand;
 use herald_cli::{context::Context, failure::Failure};
 
+pub(crate) use select::with_actor;
+
 const EXAMPLES: &str = "\
 Examples:
   Count open dead letters by reason:

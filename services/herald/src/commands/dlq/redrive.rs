@@ -151,7 +151,7 @@ impl Show for Redrive {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let selection = args.selection.into_v1()?;
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let request = tonic::Request::new(RedriveDeadLettersRequest {
         selection: Some(selection),
         dry_run: args.dry_run,
@@ -222,7 +222,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 pub(super) async fn cancel(args: &CancelArgs, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let request = client.request(CancelRedriveRequest {
         redrive_id: args.redrive_id,
     });

@@ -194,7 +194,7 @@ pub(super) fn describe(selection: Option<&DeadLetterSelection>) -> String {
 }
 
 /// Adds the actor of the operation to the metadata of a call: `user@host`.
-pub(super) fn with_actor<T>(mut request: Request<T>) -> Request<T> {
+pub(crate) fn with_actor<T>(mut request: Request<T>) -> Request<T> {
     let user = ["USER", "LOGNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok())

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use herald_cli::{
-    client::Client,
+    client::OperatorClient,
     context::Context,
     failure::{Failure, printable},
     output::{Show, bytes, count},
@@ -171,7 +171,7 @@ impl Show for DeadLetterDetails {
 }
 
 pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
-    let client = context.client().await?;
+    let client = context.operator_client().await?;
     let request = client.request(GetDeadLetterRequest {
         dead_letter_id: args.dead_letter_id,
     });
@@ -212,7 +212,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 
 /// Reads the next page of undelivered recipients and its page token.
 async fn list_undelivered_recipients(
-    client: &Client,
+    client: &OperatorClient,
     dead_letter_id: u64,
     page_token: String,
 ) -> Result<(Vec<String>, String), Failure> {

@@ -38,6 +38,7 @@ The specification is JSON:
 Kinds:
   password     32 letters and digits
   vapid        a VAPID private key, for push.vapid_private_key
+  storage-key  a storage key, for store.encryption.key
   nkey         the seed of an NKey of a NATS user, for nats.nkey_seed
   nkey-public  the public key of the seed that `of` names";
 

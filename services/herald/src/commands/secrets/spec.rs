@@ -42,6 +42,7 @@ pub(super) struct Entry {
 pub(super) enum Kind {
     Password,
     Vapid,
+    StorageKey,
     Nkey,
     NkeyPublic,
 }

@@ -1,5 +1,6 @@
 //! Generates values, and derives public keys from seeds.
 
+use herald_store::encryption::Encryption;
 use nkeys::{KeyPair, KeyPairType};
 use rand::distr::{Alphanumeric, SampleString as _};
 
@@ -14,6 +15,9 @@ pub(super) fn generate(kind: Kind) -> Option<Result<String, String>> {
         // Letters and digits, so that it needs no escapes in a URL.
         Kind::Password => Ok(Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS)),
         Kind::Vapid => Ok(herald_push::Vapid::generate()),
+        Kind::StorageKey => Encryption::generate_key()
+            .map(|key| key.expose().to_owned())
+            .map_err(|error| format!("a storage key can't be made: {error}")),
         Kind::Nkey => KeyPair::new_user()
             .seed()
             .map_err(|error| format!("an NKey can't be made: {error}")),
@@ -46,6 +50,11 @@ mod tests {
         let seed = value(Kind::Nkey);
         assert!(seed.starts_with("SU") && public_key(seed.as_bytes()).unwrap().starts_with('U'));
         assert_eq!(value(Kind::Vapid).len(), 43);
+        let encryption = Encryption {
+            key: herald_runtime::config::Secret::new(value(Kind::StorageKey)),
+            ..Encryption::default()
+        };
+        assert_eq!(encryption.validate(), Ok(()));
         assert!(generate(Kind::NkeyPublic).is_none());
     }
 

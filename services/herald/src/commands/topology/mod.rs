@@ -2,7 +2,9 @@
 
 mod permissions;
 
-use clap::Subcommand;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueHint};
 use herald_cli::{
     context::Context,
     failure::Failure,
@@ -16,11 +18,15 @@ use crate::{server::Config, settings::refuse_password};
 
 const EXAMPLES: &str = "\
 Examples:
+  Of `herald up`:
+    herald topology apply --data-dir herald-data
   herald topology apply --nats-url nats://localhost:4222
   HERALD_NATS__CREDENTIALS_FILE=herald.creds herald topology apply --config herald.toml";
 
 const VERIFY_EXAMPLES: &str = "\
 Examples:
+  Of `herald up`:
+    herald topology verify --data-dir herald-data
   herald topology verify --nats-url nats://localhost:4222
   herald topology verify --config herald.toml --output json";
 
@@ -63,6 +69,10 @@ enum Action {
 
 #[derive(Debug, clap::Args)]
 struct Server {
+    /// The data directory of a running `herald up`, whose NATS server is found in it [default: ./herald-data]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    data_dir: Option<PathBuf>,
+
     /// The NATS server, nats://HOST:PORT; separate the servers of a cluster by commas
     #[arg(long, value_name = "URL")]
     nats_url: Option<String>,
@@ -155,13 +165,15 @@ async fn verify(server: &Server, context: &Context) -> Result<(), Failure> {
 impl Server {
     fn config(&self, context: &Context) -> Result<Config, Failure> {
         refuse_password("--nats-url", "HERALD_NATS__URL", self.nats_url.as_deref())?;
-        let flags = Flags::new().set("nats.url", self.nats_url.as_ref());
+        let flags = Flags::new()
+            .set("data_dir", self.data_dir.as_ref())
+            .set("nats.url", self.nats_url.as_ref());
         let config = Config::load(context.global.config.as_deref(), flags)
             .map_err(|error| Failure::usage(error.to_string()))?;
-        if config.nats.url.is_empty() {
+        if config.nats.is_child() && self.data_dir.is_none() && !config.data_dir.exists() {
             return Err(Failure::usage(
                 "nats.url must be set: the NATS server, nats://HOST:PORT (--nats-url, HERALD_NATS__URL, or \
-                 HERALD_NATS__URL_FILE if it has a password)",
+                 HERALD_NATS__URL_FILE if it has a password); or name the data directory of `herald up` with --data-dir",
             ));
         }
         Ok(config)

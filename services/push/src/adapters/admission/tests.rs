@@ -258,3 +258,22 @@ fn idle_hosts_are_evicted() {
     assert!(hosts.by_origin.contains_key("https://used"));
     drop(used);
 }
+
+#[test]
+fn breakers_that_are_not_closed_are_counted() {
+    let admission = admission(8, 8);
+    let timeout = Verdict::Retry {
+        reason: Reason::Timeout,
+        after: None,
+    };
+    make_fast(&admission, "https://good");
+    while admission.breakers() == BreakerCounts::default() {
+        let permit = admission.acquire(Lane::High, "https://bad", None).now_or_never();
+        permit.unwrap().unwrap().report(&timeout, false);
+    }
+    let counts = BreakerCounts {
+        open: 1,
+        half_open: 0,
+    };
+    assert_eq!(admission.breakers(), counts);
+}

@@ -21,6 +21,7 @@ use crate::{
             PostgresPosts, PostgresPreferences, PostgresTotals, PostgresUsers,
         },
     },
+    embedded::devices::Codec,
 };
 
 /// The sentence with which the store refuses to migrate.
@@ -152,7 +153,7 @@ async fn a_process_waits_while_another_one_migrates() {
     assert!(!waiting.await.unwrap().unwrap().applied.is_empty());
 }
 
-async fn is_waiting(postgres: &Postgres) -> bool {
+pub(super) async fn is_waiting(postgres: &Postgres) -> bool {
     sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)")
         .fetch_one(postgres.pool())
         .await
@@ -186,7 +187,7 @@ impl OneConnection {
             users: PostgresUsers::new(&postgres, 0),
             follows: PostgresFollows::new(&postgres, day, day),
             posts: PostgresPosts::new(&postgres, &config, day),
-            devices: PostgresDevices::new(&postgres),
+            devices: PostgresDevices::new(&postgres, Codec::plain()),
             preferences: PostgresPreferences::new(&postgres),
             ledger: PostgresLedger::new(postgres.clone()),
             totals: PostgresTotals::new(postgres.clone()),

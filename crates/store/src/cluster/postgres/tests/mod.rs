@@ -6,8 +6,10 @@ mod failures;
 mod follows;
 mod ledger;
 mod migrations;
+mod pool;
 mod records;
 mod retention;
+mod storage_keys;
 mod totals;
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -10,6 +10,7 @@ use crate::{
         PostgresConfig,
         postgres::{PostgresDevices, PostgresPosts, PostgresPreferences, PostgresUsers},
     },
+    embedded::devices::Codec,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -186,7 +187,9 @@ async fn processes_that_change_one_user_at_once_lose_no_change() {
     let Some(postgres) = open().await else { return };
     let user = UserKey(7);
     let preferences: Vec<_> = (0..4).map(|_| PostgresPreferences::new(&postgres)).collect();
-    let devices: Vec<_> = (0..4).map(|_| PostgresDevices::new(&postgres)).collect();
+    let devices: Vec<_> = (0..4)
+        .map(|_| PostgresDevices::new(&postgres, Codec::plain()))
+        .collect();
     join_all((0..32_u32).map(|n| {
         let (preferences, devices) = (&preferences[n as usize % 4], &devices[n as usize % 4]);
         async move {
@@ -231,7 +234,7 @@ async fn processes_that_change_one_user_at_once_lose_no_change() {
 #[tokio::test]
 async fn a_wrong_flag_does_not_stop_the_removal_of_web_push_devices() {
     let Some(postgres) = open().await else { return };
-    let devices = PostgresDevices::new(&postgres);
+    let devices = PostgresDevices::new(&postgres, Codec::plain());
     let address = |user: u32| match user {
         2 => Address::Webhook {
             url: "https://a.example".into(),

@@ -1,6 +1,6 @@
 //! Lost writes are noticed and repaired.
 
-use super::{server::ScriptCall, *};
+use super::{script::ScriptCall, *};
 
 async fn losses(bed: &Bed, open: bool) -> i64 {
     let sql = if open {

@@ -2,6 +2,7 @@
 
 mod deliver;
 mod differential;
+mod erased;
 mod losses;
 mod merges;
 mod rebuilds;

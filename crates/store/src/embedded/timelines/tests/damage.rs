@@ -180,7 +180,7 @@ async fn timelines_are_recovered_while_the_store_is_closed_and_rebuilt_at_the_ne
     assert!(recover(&config(dir.path())).unwrap().is_intact());
     flip_a_bit(dir.path());
     let recovery = recover(&config(dir.path())).unwrap();
-    assert!(recovery.rebuilds_timelines && recovery.journals.is_empty());
+    assert!(recovery.timelines == TimelinesState::Damaged && recovery.journals.is_empty());
     // The rebuild is interrupted at once, and repeated.
     Embedded::open(&config(dir.path())).unwrap().close().unwrap();
     let store = Embedded::open(&config(dir.path())).unwrap();
@@ -204,4 +204,44 @@ async fn timelines_are_recovered_while_the_store_is_closed_and_rebuilt_at_the_ne
     store.close().unwrap();
     drop(store);
     assert!(recover(&config(dir.path())).unwrap().is_intact());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_from_the_ledger_brings_no_erased_timeline_back() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path()).await;
+    let store = Embedded::open(&config(dir.path())).unwrap();
+    // One of its entries is merged, the other ones are not.
+    store.timelines().merge_all().unwrap();
+    let late = recipients([6, 7]);
+    let delivered = store.stores().timelines.deliver(PostId(POSTS + 2), late).await;
+    delivered.unwrap().durable.await.unwrap();
+    let removed = store.stores().timelines.erase(UserKey(6)).await.unwrap();
+    assert_eq!(removed, POSTS + 1);
+    let on_disk = |user| {
+        let mut posts = Vec::new();
+        let disk = &store.timelines().shared.disk;
+        disk.posts_of(UserKey(user), &mut posts).unwrap();
+        posts.len() as u64
+    };
+    assert_eq!((on_disk(6), on_disk(7)), (0, POSTS + 2));
+    store.close().unwrap();
+    drop(store);
+    request_rebuild(dir.path()).unwrap();
+
+    let store = Embedded::open(&config(dir.path())).unwrap();
+    let timelines = store.stores().timelines;
+    let done = tokio::time::timeout(Duration::from_mins(1), async {
+        while timelines.newest(UserKey(1), None, 1).await.unwrap().rebuilding {
+            tokio::task::yield_now().await;
+        }
+    });
+    done.await.unwrap();
+    assert_eq!(timelines.newest(UserKey(6), None, 100).await.unwrap().posts, []);
+    let read = timelines.read(&[5, 6, 7].map(UserKey)).await.unwrap();
+    let found: Vec<_> = read
+        .iter()
+        .map(|one| (one.posts.len() as u64, one.complete))
+        .collect();
+    assert_eq!(found, [(POSTS, true), (0, false), (POSTS + 1, true)]);
 }

@@ -16,7 +16,7 @@ const COUNT: u16 = 10_000;
 static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
 
 /// A random free port, given out once; random, so that concurrent runs rarely choose the same one.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let mut given = GIVEN.lock();
     let given = given.get_or_insert_default();
     for _ in 0..COUNT {

@@ -1,0 +1,153 @@
+//! How commands call a server: with which deadline, credential and files of TLS.
+
+use std::{fmt, fs, path::Path, time::Duration};
+
+use herald_runtime::{
+    tls::{ClientFiles, ClientTls},
+    trace::Inject,
+};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::Interceptor,
+};
+
+use crate::failure::Failure;
+
+/// The variable with the credential itself.
+const TOKEN_VARIABLE: &str = "HERALD_TOKEN";
+
+/// What the clients of a command have in common.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Time limit of each unary call.
+    pub deadline: Duration,
+    /// Who calls.
+    pub credential: Credential,
+    /// For `https://` servers.
+    pub tls: CallerTls,
+}
+
+/// How `https://` servers are verified, and which certificate they are shown.
+#[derive(Debug, Clone)]
+pub enum CallerTls {
+    /// By files.
+    Files(ClientFiles),
+    /// As it was made elsewhere: for the calls of a process to its own port.
+    Made(ClientTls),
+}
+
+impl From<Duration> for Caller {
+    /// A caller without credential or certificate, that accepts servers of the system's authorities.
+    fn from(deadline: Duration) -> Self {
+        Self {
+            deadline,
+            credential: Credential::default(),
+            tls: CallerTls::Files(ClientFiles::default()),
+        }
+    }
+}
+
+/// An API key or a token, sent as the metadata `authorization` of each call; or none. It is never printed.
+#[derive(Clone, Default)]
+pub struct Credential(Option<MetadataValue<Ascii>>);
+
+impl Credential {
+    /// A credential. Blanks around it are no part of it.
+    ///
+    /// # Errors
+    /// `Usage` if it is empty, or can't be in a header. The message does not have it.
+    pub fn new(token: &str) -> Result<Self, Failure> {
+        let token = token.trim();
+        let is_valid = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>();
+        match value {
+            Ok(mut value) if is_valid => {
+                // Neither printed nor put into the table of headers of the connection.
+                value.set_sensitive(true);
+                Ok(Self(Some(value)))
+            }
+            _ => Err(Failure::usage(
+                "the API key or token is empty, or is not one word of visible ASCII",
+            )),
+        }
+    }
+
+    /// The credential of a file, or of `HERALD_TOKEN` in the environment; none without either.
+    pub(crate) fn find(file: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(file) = file {
+            let text = fs::read_to_string(file).map_err(|error| {
+                Failure::usage(format!(
+                    "can't read the file {} of --token-file: {error}",
+                    file.display()
+                ))
+            })?;
+            return Self::new(&text);
+        }
+        match std::env::var(TOKEN_VARIABLE) {
+            Ok(token) if !token.is_empty() => Self::new(&token),
+            _ => Ok(Self::default()),
+        }
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "Credential([hidden])"
+        } else {
+            "Credential(none)"
+        })
+    }
+}
+
+/// Sends the trace context and the credential with each call.
+#[derive(Debug, Clone)]
+pub struct Sent(pub(crate) Credential);
+
+impl Interceptor for Sent {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let mut request = Inject.call(request)?;
+        if let Some(credential) = &self.0.0 {
+            request.metadata_mut().insert("authorization", credential.clone());
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_is_sent_and_never_printed() {
+        let credential = Credential::new(" hk_secret\n").unwrap();
+        assert_eq!(format!("{credential:?}"), "Credential([hidden])");
+        let request = Sent(credential).call(Request::new(())).unwrap();
+        let sent = request.metadata().get("authorization").unwrap();
+        assert_eq!(sent.to_str().unwrap(), "Bearer hk_secret");
+        assert!(!format!("{sent:?}").contains("secret"));
+        let request = Sent(Credential::default()).call(Request::new(())).unwrap();
+        assert!(request.metadata().get("authorization").is_none());
+    }
+
+    #[test]
+    fn what_is_no_credential_is_refused_and_not_repeated() {
+        for text in ["", " \n", "two words", "ünal", "a\u{7f}b"] {
+            let failure = Credential::new(text).unwrap_err();
+            assert!(
+                text.trim().is_empty() || !failure.message().contains(text),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_has_the_credential() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        fs::write(&file, "abc\n").unwrap();
+        assert!(Credential::find(Some(&file)).unwrap().0.is_some());
+        assert!(Credential::find(Some(&dir.path().join("none"))).is_err());
+    }
+}

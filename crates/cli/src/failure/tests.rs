@@ -1,0 +1,88 @@
+use tonic_types::ErrorDetails;
+
+use super::*;
+
+#[test]
+fn error_details_are_kept() {
+    let mut details = ErrorDetails::new();
+    details
+        .set_error_info("STREAM_FULL", "herald.dev", std::collections::HashMap::new())
+        .add_bad_request_violation("author_id", "must not be empty")
+        .set_retry_info(Some(Duration::from_millis(1_500)));
+    let failure = Failure::from(Status::with_error_details(
+        Code::ResourceExhausted,
+        "the stream is full",
+        details,
+    ));
+    assert_eq!(failure.kind(), Kind::Overloaded);
+    assert_eq!(failure.retry_after(), Some(Duration::from_millis(1_500)));
+    let text = failure.text();
+    for part in [
+        "the stream is full",
+        "author_id: must not be empty",
+        "STREAM_FULL",
+        "1.5 s",
+        "hint:",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&failure.json()).unwrap();
+    assert_eq!(json["error"]["code"], "RESOURCE_EXHAUSTED");
+    assert_eq!(json["error"]["exit_code"], 6);
+    assert_eq!(json["error"]["fields"][0]["field"], "author_id");
+}
+
+#[test]
+fn a_call_at_the_wrong_port_is_explained() {
+    let mut details = ErrorDetails::new();
+    details.set_error_info("WRONG_PORT", "herald.dev", std::collections::HashMap::new());
+    let refused = Status::with_error_details(Code::Unimplemented, "not here", details);
+    assert!(Failure::from(refused).text().contains("--operator-server"));
+    let unknown = Failure::from(Status::unimplemented("no such method"));
+    assert!(unknown.text().contains("same version"));
+}
+
+#[test]
+fn a_field_is_named_once() {
+    let mut details = ErrorDetails::new();
+    details
+        .add_bad_request_violation("text", "must not be empty")
+        .add_bad_request_violation("author_id", "is too long");
+    let message = "text must not be empty; author_id is too long";
+    let failure = Failure::from(Status::with_error_details(
+        Code::InvalidArgument,
+        message,
+        details,
+    ));
+    assert_eq!(
+        console::strip_ansi_codes(&failure.text()),
+        format!("error: {message}\n")
+    );
+}
+
+#[test]
+fn a_message_keeps_its_lines() {
+    let failure = Failure::failed("nats-server exited; last log lines:\nfirst\nsecond");
+    assert_eq!(
+        console::strip_ansi_codes(&failure.text()),
+        "error: nats-server exited; last log lines:\n  first\n  second\n"
+    );
+}
+
+#[test]
+fn a_client_deadline_is_a_timeout() {
+    assert_eq!(
+        Failure::from(Status::cancelled("Timeout expired")).kind(),
+        Kind::TimedOut
+    );
+    assert_eq!(
+        Failure::from(Status::cancelled("by somebody")).kind(),
+        Kind::Failed
+    );
+}
+
+#[test]
+fn control_characters_are_replaced() {
+    let failure = Failure::from(Status::internal("bad \u{1b}[31mred"));
+    assert!(failure.text().contains(r"bad \u{1b}[31mred"));
+}

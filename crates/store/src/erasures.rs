@@ -1,0 +1,108 @@
+//! Erasures: the removal of all that is held of a person.
+
+use async_trait::async_trait;
+use herald_model::{UserId, UserKey, time::Timestamp};
+use uuid::Uuid;
+
+use crate::{Error, ErrorKind, Result};
+
+/// Id of an erasure, from 1, ascending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ErasureId(pub u64);
+
+/// What an erasure has removed so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ErasedCounts {
+    /// Posts of the user.
+    pub posts: u64,
+    /// Follows of the user, and of others who followed the user.
+    pub follows: u64,
+    /// Push addresses.
+    pub devices: u64,
+    /// Entries of the user's timeline.
+    pub timeline_entries: u64,
+    /// Messages of streams.
+    pub messages: u64,
+    /// Dead letters that were discarded.
+    pub dead_letters: u64,
+}
+
+/// The erasure of a user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Erasure {
+    /// The id.
+    pub id: ErasureId,
+    /// The key that the user had. No other user gets it.
+    pub user: UserKey,
+    /// The id that the user had; `None` once the erasure is complete.
+    pub user_id: Option<UserId>,
+    /// Who asked for it.
+    pub actor: String,
+    /// When it was asked for, by the caller's clock.
+    pub requested_at: Timestamp,
+    /// When it was complete, by the caller's clock; `None` while it runs.
+    pub completed_at: Option<Timestamp>,
+    /// What it has removed so far.
+    pub counts: ErasedCounts,
+}
+
+/// The erasures of users.
+///
+/// *Invariant:* once [`begin`](Self::begin) has returned, [`Users::find`](crate::Users::find) gives no key for the
+/// user's id, and [`Users::ids`](crate::Users::ids) gives a placeholder for the key, in this process at once, in others
+/// after [`Users::cached_for`](crate::Users::cached_for).
+#[async_trait]
+pub trait Erasures: Send + Sync {
+    /// Makes the dictionary of users forget an id, and records the erasure of its user, in one transaction. Durable on
+    /// return. The key gets a random placeholder as its id ([`UserId::is_placeholder`]), so each key still has an id.
+    ///
+    /// If the id has no key, returns the newest erasure of this id that is not complete; `None` if there is none
+    /// either. So a repeated call returns the erasure that is running.
+    async fn begin(&self, id: &UserId, actor: &str, now: Timestamp) -> Result<Option<Erasure>>;
+
+    /// Reads an erasure; `None` if there is none with this id.
+    async fn get(&self, id: ErasureId) -> Result<Option<Erasure>>;
+
+    /// Lists the erasures that are not complete, oldest first.
+    async fn running(&self) -> Result<Vec<Erasure>>;
+
+    /// Adds to the counts of an erasure. Durable on return. A call that has failed may have added them.
+    ///
+    /// [`Invalid`](crate::ErrorKind::Invalid) if there is no erasure with this id.
+    async fn add(&self, id: ErasureId, counts: &ErasedCounts) -> Result<()>;
+
+    /// Marks an erasure as complete, and removes the id of the user from it. Durable on return. Repeating it changes
+    /// nothing: the first time stays.
+    ///
+    /// [`Invalid`](crate::ErrorKind::Invalid) if there is no erasure with this id.
+    async fn complete(&self, id: ErasureId, now: Timestamp) -> Result<()>;
+
+    /// Lists up to `limit` erasures less than `before`, newest first.
+    async fn list(&self, before: Option<ErasureId>, limit: usize) -> Result<Vec<Erasure>>;
+}
+
+impl ErasedCounts {
+    /// The sum of two counts.
+    #[must_use]
+    pub fn plus(&self, more: &Self) -> Self {
+        Self {
+            posts: self.posts.saturating_add(more.posts),
+            follows: self.follows.saturating_add(more.follows),
+            devices: self.devices.saturating_add(more.devices),
+            timeline_entries: self.timeline_entries.saturating_add(more.timeline_entries),
+            messages: self.messages.saturating_add(more.messages),
+            dead_letters: self.dead_letters.saturating_add(more.dead_letters),
+        }
+    }
+}
+
+/// A new id for the key of an erased user.
+pub(crate) fn placeholder() -> Result<UserId> {
+    UserId::from_stored(format!("{}{}", UserId::PLACEHOLDER_PREFIX, Uuid::new_v4()))
+        .map_err(|error| Error::with_source(ErrorKind::Corrupt, "can't make the id of an erased user", error))
+}
+
+/// The error of a call about an erasure that does not exist.
+pub(crate) fn missing(id: ErasureId) -> Error {
+    Error::new(ErrorKind::Invalid, format!("there is no erasure {}", id.0))
+}

@@ -1,0 +1,186 @@
+//! Erasures of users.
+
+use std::collections::HashSet;
+
+use herald_model::{UserId, UserKey, time::Timestamp};
+use herald_store::{ErasedCounts, Erasure, ErasureId, ErrorKind, Stores};
+
+use crate::{engine::Engine, sample::user_ids};
+
+const NOW: Timestamp = Timestamp(1_000_000);
+
+async fn begin(stores: &Stores, id: &UserId) -> Option<Erasure> {
+    stores.erasures.begin(id, "ops", NOW).await.unwrap()
+}
+
+async fn key(stores: &Stores, id: &UserId) -> Option<UserKey> {
+    stores.users.find(std::slice::from_ref(id)).await.unwrap()[0]
+}
+
+async fn id(stores: &Stores, key: UserKey) -> UserId {
+    stores.users.ids(&[key]).await.unwrap().remove(0).unwrap()
+}
+
+pub async fn a_user_is_forgotten_and_comes_back_as_another<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let users = user_ids(0..3);
+    let [ann, bob, cid] = &users[..] else {
+        unreachable!()
+    };
+    assert_eq!(begin(&stores, ann).await, None, "there are no users");
+    stores.users.intern(&users[..2]).await.unwrap();
+    // Both directions are cached now.
+    assert_eq!(key(&stores, ann).await, Some(UserKey(1)));
+    assert_eq!(id(&stores, UserKey(1)).await, *ann);
+
+    let erasure = begin(&stores, ann).await.unwrap();
+    let expected = Erasure {
+        id: erasure.id,
+        user: UserKey(1),
+        user_id: Some(ann.clone()),
+        actor: "ops".into(),
+        requested_at: NOW,
+        completed_at: None,
+        counts: ErasedCounts::default(),
+    };
+    assert_eq!(erasure, expected);
+    assert_eq!(key(&stores, ann).await, None);
+    let placeholder = id(&stores, UserKey(1)).await;
+    assert!(placeholder.is_placeholder(), "{placeholder}");
+    assert_eq!(begin(&stores, &placeholder).await, None);
+    // The one that runs.
+    assert_eq!(begin(&stores, ann).await, Some(expected.clone()));
+    assert_eq!(begin(&stores, cid).await, None);
+    assert_eq!(key(&stores, bob).await, Some(UserKey(2)));
+    let peer = engine.peer().await;
+    assert_eq!(key(&peer, ann).await, None);
+    assert_eq!(id(&peer, UserKey(1)).await, placeholder);
+    assert_eq!(begin(&peer, ann).await, Some(expected.clone()));
+    drop((stores, peer));
+    engine.reopen().await;
+
+    let stores = engine.stores();
+    assert_eq!(key(&stores, ann).await, None);
+    assert_eq!(id(&stores, UserKey(1)).await, placeholder);
+    assert_eq!(stores.users.last_key().await.unwrap(), Some(UserKey(2)));
+    let again = [ann.clone(), bob.clone(), ann.clone()];
+    assert_eq!(stores.users.intern(&again).await.unwrap(), [3, 2, 3].map(UserKey));
+    assert_eq!(id(&stores, UserKey(3)).await, *ann);
+    // The user has a new key now, so this is another erasure.
+    let second = begin(&stores, ann).await.unwrap();
+    assert!(second.id > erasure.id);
+    assert_eq!(second.user, UserKey(3));
+    assert_eq!(
+        stores.erasures.running().await.unwrap(),
+        [expected, second.clone()]
+    );
+    assert_eq!(begin(&stores, ann).await, Some(second), "the newest one");
+    assert_ne!(id(&stores, UserKey(3)).await, placeholder);
+}
+
+pub async fn an_erasure_counts_and_ends_without_the_id<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let users = user_ids(0..5);
+    stores.users.intern(&users).await.unwrap();
+    let mut begun = Vec::new();
+    for user in &users {
+        begun.push(begin(&stores, user).await.unwrap());
+    }
+    let erasures = stores.erasures.clone();
+    let counts = ErasedCounts {
+        posts: 1,
+        follows: 2,
+        devices: 3,
+        timeline_entries: 4,
+        messages: 5,
+        dead_letters: 6,
+    };
+    let third = begun[2].id;
+    erasures.add(third, &counts).await.unwrap();
+    erasures
+        .add(
+            third,
+            &ErasedCounts {
+                posts: 10,
+                ..ErasedCounts::default()
+            },
+        )
+        .await
+        .unwrap();
+    erasures.complete(third, Timestamp(7)).await.unwrap();
+    erasures.complete(third, Timestamp(9)).await.unwrap();
+    let completed = Erasure {
+        user_id: None,
+        completed_at: Some(Timestamp(7)),
+        counts: ErasedCounts { posts: 11, ..counts },
+        ..begun[2].clone()
+    };
+    assert_eq!(erasures.get(third).await.unwrap(), Some(completed.clone()));
+    begun[2] = completed;
+    for call in [
+        erasures.add(ErasureId(99), &counts).await,
+        erasures.complete(ErasureId(99), NOW).await,
+    ] {
+        assert_eq!(call.unwrap_err().kind(), ErrorKind::Invalid);
+    }
+    assert_eq!(erasures.get(ErasureId(99)).await.unwrap(), None);
+    drop((stores, erasures));
+    engine.reopen().await;
+
+    let stores = engine.stores();
+    assert_eq!(
+        begin(&stores, &users[2]).await,
+        None,
+        "nothing is known of the user"
+    );
+    let erasures = stores.erasures;
+    let mut running = begun.clone();
+    running.remove(2);
+    assert_eq!(erasures.running().await.unwrap(), running);
+    let newest_first: Vec<_> = begun.iter().rev().cloned().collect();
+    assert_eq!(erasures.list(None, 10).await.unwrap(), newest_first);
+    assert_eq!(erasures.list(None, 2).await.unwrap(), newest_first[..2]);
+    let rest = erasures.list(Some(newest_first[1].id), usize::MAX).await.unwrap();
+    assert_eq!(rest, newest_first[2..]);
+}
+
+pub async fn users_who_come_back_all_the_time_keep_nothing<E: Engine>(engine: &mut E) {
+    let both = [engine.stores(), engine.peer().await];
+    let users = user_ids(0..4);
+    let calls = (0..16_usize).map(|n| {
+        let (stores, users) = (both[n % 2].clone(), users.clone());
+        tokio::spawn(async move {
+            for round in 0..20 {
+                let user = &users[(n + round) % 4];
+                if n < 8 {
+                    stores.users.intern(&users).await.unwrap();
+                } else if let Some(erasure) = begin(&stores, user).await {
+                    // In this process it is gone at once, or has come back with another key.
+                    assert_ne!(key(&stores, user).await, Some(erasure.user));
+                }
+            }
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap();
+    }
+    drop(both);
+    engine.reopen().await;
+    let stores = engine.stores();
+    let last = stores.users.last_key().await.unwrap().unwrap();
+    let keys: Vec<_> = (1..=last.0).map(UserKey).collect();
+    let ids = stores.users.ids(&keys).await.unwrap();
+    let ids: Vec<_> = ids
+        .into_iter()
+        .map(|id| id.expect("each key has an id"))
+        .collect();
+    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "{ids:?}");
+    let found = stores.users.find(&ids).await.unwrap();
+    assert!(found.into_iter().flatten().eq(keys.iter().copied()));
+    let erased = stores.erasures.list(None, usize::MAX).await.unwrap();
+    let erased: HashSet<_> = erased.iter().map(|erasure| erasure.user).collect();
+    assert!(!erased.is_empty());
+    for (key, id) in keys.iter().zip(&ids) {
+        assert_eq!(id.is_placeholder(), erased.contains(key), "{key} {id}");
+    }
+}

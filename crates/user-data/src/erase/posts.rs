@@ -1,0 +1,143 @@
+//! Deletes the posts of the user, and removes their texts.
+
+use std::pin::pin;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use herald_mesh::{Subject, streams};
+use herald_model::{Post, PostId, time::Timestamp};
+use herald_proto::mesh_v1::{LiveUpdates, PostCreated, PostDeleted};
+use herald_store::{Archived, ErasedCounts};
+use prost::Message as _;
+
+use super::{Erase, messages::Found};
+use crate::Result;
+
+/// Posts deleted, or whose texts are removed, at once.
+const PAGE: usize = 256;
+/// Deletions published at once.
+const PUBLISHED_AT_ONCE: usize = 32;
+
+impl Erase<'_> {
+    /// The posts of the user in POSTS.
+    pub(super) async fn find_posts(&self) -> Result<Vec<Found>> {
+        let messages = self
+            .data
+            .mesh
+            .scan(streams::POSTS, Some("post.v1.created.*"), 1, u64::MAX);
+        let mut messages = pin!(messages);
+        let mut found = Vec::new();
+        while let Some(message) = messages.try_next().await? {
+            if let Ok(post) = PostCreated::decode(message.payload.clone())
+                && self.author.wrote(&post)
+            {
+                found.push(Found {
+                    has_key: post.author_key != herald_posts::NO_KEY.0,
+                    ..Found::from(&message)
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Deletes the posts of the user as DeletePost does. Returns those whose messages lack the key of the user: the
+    /// archive can have given them the key of a new user with the same id.
+    pub(super) async fn delete_posts(&self, found: &[Found]) -> Result<Vec<PostId>> {
+        self.delete_archived().await?;
+        let keyless = found.iter().filter(|message| !message.has_key);
+        let keyless: Vec<_> = keyless.map(|message| PostId(message.sequence)).collect();
+        for page in keyless.chunks(PAGE) {
+            self.delete(page).await?;
+        }
+        Ok(keyless)
+    }
+
+    /// Deletes the posts of the user that the archive has.
+    pub(super) async fn delete_archived(&self) -> Result<()> {
+        let posts = &self.data.stores.posts;
+        loop {
+            let page = posts
+                .newest_by_author(self.erasure.user, PostId(u64::MAX), PAGE)
+                .await?;
+            if page.is_empty() {
+                break;
+            }
+            self.delete(&page).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes the deletions of posts, and writes them to the archive. Posts that are deleted already stay as they
+    /// are.
+    async fn delete(&self, ids: &[PostId]) -> Result<()> {
+        let posts = self.data.stores.posts.get(ids).await?;
+        let posts = posts.into_iter().flatten();
+        let posts: Vec<Post> = posts.filter(|post| post.deleted_at.is_none()).collect();
+        if posts.is_empty() {
+            return Ok(());
+        }
+        let at = Timestamp::now();
+        let publishing = posts.iter().map(|post| self.publish_deletion(post, at));
+        stream::iter(publishing.collect::<Vec<_>>())
+            .buffer_unordered(PUBLISHED_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        let deletions = posts.iter().map(|post| Archived::Deleted { post: post.id, at });
+        let deletions: Vec<_> = deletions.collect();
+        self.data.stores.posts.archive(&deletions).await?;
+        // A watch that misses this message finds the deletion when it compares its entries with the store.
+        let live = LiveUpdates {
+            deleted_post_ids: posts.iter().map(|post| post.id.0).collect(),
+            ..LiveUpdates::default()
+        };
+        if let Err(error) = self.data.mesh.publish_live(live.encode_to_vec().into()).await {
+            tracing::debug!(%error, erasure_id = self.erasure.id.0, "deletions not published to watchers");
+        }
+        Ok(())
+    }
+
+    async fn publish_deletion(&self, post: &Post, at: Timestamp) -> Result<()> {
+        let deleted = PostDeleted {
+            post_id: post.id.0,
+            author_key: post.author.0,
+            deleted_at_us: at.0,
+        };
+        // The message id that the gateway uses for a deletion too.
+        let id = format!("{}/deleted", post.id);
+        self.data
+            .mesh
+            .publish(Subject::PostDeleted(post.lane), Some(&id), &deleted)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes the texts of the deleted posts from the archive.
+    pub(super) async fn texts(&self, keyless: &[PostId]) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = self
+                .data
+                .stores
+                .posts
+                .of_author(self.erasure.user, after, PAGE)
+                .await?;
+            let Some(last) = page.last() else {
+                break;
+            };
+            after = Some(*last);
+            self.erase_texts(&page).await?;
+        }
+        for page in keyless.chunks(PAGE) {
+            self.erase_texts(page).await?;
+        }
+        Ok(())
+    }
+
+    async fn erase_texts(&self, ids: &[PostId]) -> Result<()> {
+        let posts = self.data.stores.posts.erase_texts(ids).await?;
+        self.count(ErasedCounts {
+            posts,
+            ..ErasedCounts::default()
+        })
+        .await
+    }
+}

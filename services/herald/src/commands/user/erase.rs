@@ -1,0 +1,132 @@
+//! `herald user erase`
+
+use herald_cli::{
+    confirm,
+    context::Context,
+    failure::{Failure, printable},
+    output::Show,
+};
+use herald_proto::v1::EraseUserRequest;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use super::Erasure;
+use crate::commands::dlq::with_actor;
+
+const EXAMPLES: &str = "\
+Examples:
+  herald user erase 107
+
+  In a script, without confirmation:
+    herald user erase 107 --yes --output json | jq .counts
+
+  Start the erasure and leave it to the server:
+    herald user erase 107 --yes --no-wait";
+
+/// Erase all that is held of a user: posts, follows, devices, preferences, timeline and the user id
+///
+/// Stop acting for the user first: a call that names the user id later creates a new user. The posts, follows and
+/// devices are removed at once, texts and the timeline when messages in flight are settled. It goes on in the server,
+/// also if this command is stopped. With PostgreSQL it takes at least 2 minutes: until then other processes can know
+/// the user id, and posts that they accept for it are erased too. What remains is a record of the erasure without the user id: `herald user
+/// erasures` lists it. Copies that left Herald are not erased: backups, the files of analytics, and pushes that were
+/// sent.
+///
+/// Asks for confirmation on a terminal; any answer but yes is exit code 1. Without a terminal --yes is required.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The user id
+    #[arg(value_name = "USER")]
+    user: String,
+
+    /// Skip the confirmation
+    #[arg(long, short = 'y')]
+    yes: bool,
+
+    /// Return when the erasure is recorded; the server goes on with it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Outcome {
+    #[serde(flatten)]
+    erasure: Erasure,
+}
+
+impl Show for Outcome {
+    fn text(&self) -> String {
+        let erasure = &self.erasure;
+        if erasure.is_complete() {
+            format!("erased: {}", erasure.counts.text())
+        } else {
+            format!(
+                "erasure {} is running; `herald user erasures` shows when it is complete",
+                erasure.erasure_id
+            )
+        }
+    }
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
+    let user = printable(&args.user);
+    if !args.yes {
+        if !confirm::can_ask() {
+            return Err(Failure::usage("erasing can't be undone: confirm it with --yes"));
+        }
+        let question = format!(
+            "Erase all that is held of user {user}: posts, follows, devices, preferences, timeline and the user id? This \
+             can't be undone."
+        );
+        if !confirm::ask(&question)? {
+            return Err(Failure::failed("nothing was erased: not confirmed"));
+        }
+    }
+    let client = context.operator_client().await?;
+    // No deadline: an erasure waits until messages in flight are settled.
+    let request = tonic::Request::new(EraseUserRequest { user_id: args.user });
+    let mut responses = client
+        .user_data()
+        .erase_user(with_actor(request))
+        .await?
+        .into_inner();
+    let bar = context.output.progress_bar(None, "{spinner} {msg}");
+    let mut has_begun = false;
+    let outcome = loop {
+        match responses.message().await {
+            Ok(Some(response)) => {
+                let Some(erasure) = response.erasure.map(Erasure::from) else {
+                    break Err(Failure::failed("the server's response has no erasure"));
+                };
+                has_begun = true;
+                show_progress(&bar, &erasure);
+                if args.no_wait || erasure.is_complete() {
+                    break Ok(erasure);
+                }
+            }
+            Ok(None) => {
+                break Err(Failure::failed(
+                    "the server ended the call before the erasure was complete",
+                ));
+            }
+            Err(status) => break Err(Failure::from(status)),
+        }
+    };
+    bar.finish_and_clear();
+    match outcome {
+        Ok(erasure) => context.output.show(&Outcome { erasure }),
+        Err(failure) if has_begun => Err(failure
+            .hint("the server goes on with the erasure; `herald user erasures` shows when it is complete")),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn show_progress(bar: &ProgressBar, erasure: &Erasure) {
+    bar.tick();
+    bar.set_message(format!(
+        "erasure {} goes on in the server (with PostgreSQL for at least 2 minutes): {}",
+        erasure.erasure_id,
+        erasure.counts.text()
+    ));
+}
