@@ -362,7 +362,7 @@ mod tests {
             .with_simple_exporter(InMemorySpanExporter::default())
             .build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
-        let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        let _default = herald_test_subscriber::set_for_thread(tracing_subscriber::registry().with(layer));
         let shared = Shared::new();
         let metrics = shared.register(|registry| ServerMetrics::new(registry, METHODS));
         for (in_trailers, count) in [(true, 1), (false, 2)] {

@@ -348,7 +348,7 @@ mod tests {
             .with_simple_exporter(exporter.clone())
             .build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
-        let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        let _default = herald_test_subscriber::set_for_thread(tracing_subscriber::registry().with(layer));
 
         let response = call("14").await;
         let sent = response.headers()[TRACEPARENT].to_str().unwrap().to_owned();

@@ -256,7 +256,7 @@ async fn a_broken_file_keeps_the_old_certificate_and_is_logged() {
         .with_ansi(false)
         .with_writer(move || Log(writer.clone()))
         .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let _guard = herald_test_subscriber::set_for_thread(subscriber);
     let log = || String::from_utf8(logged.lock().unwrap().clone()).unwrap();
     let first = {
         let server = start(files.server(None)).await;

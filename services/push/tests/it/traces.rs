@@ -12,7 +12,7 @@ async fn the_latency_of_a_push_names_its_trace() {
     let provider = SdkTracerProvider::builder().build();
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
     // All tasks of the test run on its thread.
-    let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+    let _default = herald_test_subscriber::set_for_thread(tracing_subscriber::registry().with(layer));
     let herald = Herald::start().await;
     let user = herald.user("a").await;
     herald.webhook(user, "a-hook").await;
