@@ -90,8 +90,8 @@ pub struct RateLimits {
     /// Posts of an author at once, which then count against the rate; at most 1,000,000. 0: as many as in a second.
     pub posts_burst_per_author: u32,
     /// Posts of an author within 24 hours, over all gateways, as far as each knows of the others' posts: a soft quota;
-    /// at most 100,000. 0: no quota. Repeated requests and deleted posts don't count; while the store is away, every
-    /// post passes. More get RESOURCE_EXHAUSTED, `QUOTA_EXCEEDED`.
+    /// at most 100,000. 0: no quota. Deleted posts count (while their texts are kept), repeated requests don't; while
+    /// the store is away, every post passes. More get RESOURCE_EXHAUSTED, `QUOTA_EXCEEDED`.
     pub posts_per_day_max: u32,
 }
 

@@ -1,11 +1,14 @@
 //! The quota of posts of an author in a day: soft, cheap, and never a reason to refuse posts while the store is away.
 //!
-//! The posts of the last 24 hours are counted from the archive once a minute and author, by the ids of the newest
-//! posts and the times of a few of them. In between, the posts that this process accepts are added. When that count
+//! The posts of the last 24 hours, deleted ones included, are counted from the archive once a minute and author, by
+//! their ids and the times of a few of them. In between, the posts that this process accepts are added. When that count
 //! has reached the quota, the archive is read again. What other processes accept is seen with the next reading,
 //! so together they may let a few more posts pass.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use herald_store::{Error, Posts};
@@ -32,6 +35,8 @@ struct Inner {
     per_day: usize,
     posts: Arc<dyn Posts>,
     authors: Cache<UserId, Arc<Mutex<Counted>>>,
+    /// A post of 24 hours ago and when it was found: for [`KEEP`], no post before it is of the last 24 hours.
+    day_began: tokio::sync::Mutex<Option<(PostId, Instant)>>,
 }
 
 /// What is known of the posts of an author in the last 24 hours.
@@ -106,6 +111,7 @@ impl PostQuota {
                 per_day: per_day as usize,
                 posts,
                 authors: authors.build(),
+                day_began: tokio::sync::Mutex::default(),
             })
         }))
     }
@@ -152,23 +158,43 @@ impl PostQuota {
 }
 
 impl Inner {
-    /// Reads the author's newest posts, up to the quota, and leaves those of the last 24 hours.
+    /// Reads the author's posts of the last 24 hours; no more of them than the quota.
     async fn read(&self, author: UserKey, now: Timestamp) -> Result<Recent, Error> {
         let since = now.minus(DAY);
-        let newest = PostId(i64::MAX as u64);
-        let mut ids = self.posts.newest_by_author(author, newest, self.per_day).await?;
-        // Ids ascend with time, so the posts of the last 24 hours come first. Mostly that is all of them, or none.
+        let day_began = self.day_began(since).await?;
+        let before = day_began.0.checked_sub(1).map(PostId);
+        // Deleted posts are among these while their texts are kept (`store.deleted_text_keep_hours`, 7 days by default).
+        // Other processes may have let a few more pass than the quota.
+        let mut ids = self.posts.of_author(author, before, 2 * self.per_day).await?;
+        ids.reverse();
+        // Newest first, so the posts of the last 24 hours come first. Mostly that is all of them.
         let (mut recent, mut older) = (0, ids.len());
-        let (mut oldest_at, mut probe) = (None, older.saturating_sub(1));
+        let (mut oldest_at, mut probe) = (None, older.saturating_sub(1).min(self.per_day - 1));
         while recent < older {
             match self.accepted_at(ids[probe]).await?.filter(|at| *at > since) {
                 Some(at) => (recent, oldest_at) = (probe + 1, Some(at)),
                 None => older = probe,
             }
+            if recent == self.per_day {
+                break;
+            }
             probe = usize::midpoint(recent, older);
         }
         ids.truncate(recent);
         Ok(Recent { ids, oldest_at })
+    }
+
+    /// A post that is no newer than the first one that was accepted at `since` or later.
+    async fn day_began(&self, since: Timestamp) -> Result<PostId, Error> {
+        let mut day_began = self.day_began.lock().await;
+        match *day_began {
+            Some((post, found_at)) if found_at.elapsed() < KEEP => Ok(post),
+            _ => {
+                let post = self.posts.first_since(since).await?;
+                *day_began = Some((post, Instant::now()));
+                Ok(post)
+            }
+        }
     }
 
     async fn accepted_at(&self, post: PostId) -> Result<Option<Timestamp>, Error> {
@@ -312,6 +338,21 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn deleted_posts_count() {
+        let (_dir, posts) = store();
+        for n in 1..=3 {
+            archive(&*posts, n, Timestamp::now().minus(HOUR)).await;
+        }
+        let deletion = Archived::Deleted {
+            post: PostId(2),
+            at: Timestamp::now(),
+        };
+        posts.archive(&[deletion]).await.unwrap();
+        let quota = PostQuota::new(3, posts);
+        assert!(quota.reserve(&author(), Some(AUTHOR), "new").await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_place_is_free_again_when_its_post_is_not_accepted() {
         let (_dir, posts) = store();
         let quota = PostQuota::new(2, posts);
@@ -328,9 +369,9 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
     async fn concurrent_posts_take_no_more_places_than_there_are() {
+        let (_dir, posts) = store();
         for round in 0..100 {
-            let (_dir, posts) = store();
-            let quota = PostQuota::new(5, posts);
+            let quota = PostQuota::new(5, posts.clone());
             let reserving = (0..32).map(|n| {
                 let quota = quota.clone();
                 tokio::spawn(async move {
