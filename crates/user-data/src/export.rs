@@ -82,11 +82,7 @@ impl UserData {
             }
         }
         export.send_posts().await?;
-        let timelines = self.stores.timelines.read(&[user]).await?;
-        for post in timelines.into_iter().flat_map(|timeline| timeline.posts) {
-            export.send(Record::TimelineEntry(post)).await?;
-        }
-        Ok(())
+        export.send_timeline().await
     }
 }
 
@@ -146,6 +142,20 @@ impl Export<'_> {
             }
             (version, after) = (Some(page.version), page.last);
         }
+    }
+
+    /// Rebuilds the timeline first if entries are missing, as a read by the user would.
+    async fn send_timeline(&self) -> Result<()> {
+        let (timelines, user) = (&self.data.stores.timelines, &[self.user]);
+        let mut found = timelines.read(user).await?;
+        if found.iter().any(|timeline| !timeline.complete) {
+            timelines.rebuild(user).await?;
+            found = timelines.read(user).await?;
+        }
+        for post in found.into_iter().flat_map(|timeline| timeline.posts) {
+            self.send(Record::TimelineEntry(post)).await?;
+        }
+        Ok(())
     }
 
     async fn send_posts(&self) -> Result<()> {

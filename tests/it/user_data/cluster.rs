@@ -1,6 +1,6 @@
 //! An erasure on PostgreSQL and Redis.
 
-use harness::{Process, until};
+use harness::{Process, run, until};
 use herald_model::{PostId, UserId, time::Timestamp};
 use herald_proto::v1;
 use herald_runtime::config::SecretUrl;
@@ -11,7 +11,7 @@ use herald_store::{
 use serde_json::Value;
 
 use super::world::{AUTHOR, LIMIT, SECRET_TEXT, messages_with};
-use crate::serve_cluster::World;
+use crate::{HERALD, serve_cluster::World};
 
 const ALL: &str = "gateway,archive,graph,fanout,timeline,push,analytics,deadletter";
 
@@ -113,4 +113,20 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
     let audit = process.cli(&["audit"]).await;
     assert_eq!(audit["summary"]["finding_count"], 0, "{audit}");
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_has_the_timeline_that_redis_lost() {
+    let Some(world) = World::start().await else { return };
+    let process = world.serve(ALL, &[]).await;
+    process.cli(&["follow", AUTHOR, "eve"]).await;
+    let clients = process.clients().await;
+    let posted = post(&process, "eve", "of eve").await;
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
+    world.redis.flush().await.unwrap();
+    let operator = process.operator_url();
+    let arguments = ["user", "export", AUTHOR, "--operator-server", &operator];
+    let exported = run(HERALD, &arguments, &[]).await;
+    let entry = format!("{{\"kind\":\"timeline_entry\",\"post_id\":{posted}}}");
+    assert!(exported.stdout.contains(&entry), "{exported:?}");
 }
