@@ -242,7 +242,7 @@ async fn deliver_fail_redrive_and_audit(restricted: &Restricted) {
     .await;
 
     gateway.cli(&["delete", "3", "--author", "107"]).await;
-    erase(&restricted.world, &gateway, "200").await;
+    erase(&gateway, "200").await;
     gateway.cli(&["prefs", "set", "eve", "--mute", "107"]).await;
     let lag = gateway.cli(&["lag"]).await;
     assert_eq!(lag["streams"].as_array().map(Vec::len), Some(9), "{lag}");

@@ -8,6 +8,9 @@ CREATE TABLE herald.erasures (
     user_id text COLLATE "C",
     actor text NOT NULL,
     requested_at bigint NOT NULL,
+    -- When no process had the id in a cache any more, and the newest post then.
+    forgotten_at bigint,
+    last_post bigint,
     completed_at bigint,
     -- What was removed so far.
     posts bigint NOT NULL DEFAULT 0,
@@ -18,6 +21,15 @@ CREATE TABLE herald.erasures (
     dead_letters bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX erasures_running ON herald.erasures (id) WHERE completed_at IS NULL;
+
+-- The processes that cache users. One whose row has ended uses its cache no more until it has a new row.
+CREATE TABLE herald.users_caches (
+    process text PRIMARY KEY,
+    -- The newest erasure whose user this process has removed from its cache; 0 if there was none.
+    seen bigint NOT NULL,
+    -- By this server's clock.
+    ends_at timestamptz NOT NULL
+);
 
 -- Users whose timelines are not shown any more, and since when, by this server's clock.
 CREATE TABLE herald.timelines_erased (

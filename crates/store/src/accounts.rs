@@ -35,9 +35,9 @@ pub trait Users: Send + Sync {
     /// Reads the greatest key; `None` without users. Keys are dense, so all keys are 1 to this one.
     async fn last_key(&self) -> Result<Option<UserKey>>;
 
-    /// Maximum time after an erasure for which another process may still find the key of the user: the maximum age of
-    /// its cached answers. Zero in an engine for one process. A call that has read the key before goes on with it.
-    fn cached_for(&self) -> Duration;
+    /// The key of a user, if this process has it in its cache: what [`find`](Self::find) would return without reading
+    /// the store.
+    fn cached_key(&self, id: &UserId) -> Option<UserKey>;
 }
 
 /// Time for which a webhook secret that was replaced by a registration signs pushes too.

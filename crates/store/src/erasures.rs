@@ -1,7 +1,7 @@
 //! Erasures: the removal of all that is held of a person.
 
 use async_trait::async_trait;
-use herald_model::{UserId, UserKey, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use uuid::Uuid;
 
 use crate::{Error, ErrorKind, Result};
@@ -27,6 +27,15 @@ pub struct ErasedCounts {
     pub dead_letters: u64,
 }
 
+/// The moment after which no process finds the erased user by the id any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten {
+    /// When, by the caller's clock.
+    pub at: Timestamp,
+    /// The newest post at that time. A later post of the id is one of a new user, unless it names the erased user's key.
+    pub last_post: PostId,
+}
+
 /// The erasure of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Erasure {
@@ -40,6 +49,8 @@ pub struct Erasure {
     pub actor: String,
     /// When it was asked for, by the caller's clock.
     pub requested_at: Timestamp,
+    /// When every process had forgotten the user id; `None` until then.
+    pub forgotten: Option<Forgotten>,
     /// When it was complete, by the caller's clock; `None` while it runs.
     pub completed_at: Option<Timestamp>,
     /// What it has removed so far.
@@ -49,8 +60,9 @@ pub struct Erasure {
 /// The erasures of users.
 ///
 /// *Invariant:* once [`begin`](Self::begin) has returned, [`Users::find`](crate::Users::find) gives no key for the
-/// user's id, and [`Users::ids`](crate::Users::ids) gives a placeholder for the key, in this process at once, in others
-/// after [`Users::cached_for`](crate::Users::cached_for).
+/// user's id, and [`Users::ids`](crate::Users::ids) gives a placeholder for the key: in this process at once, in all
+/// processes once [`is_forgotten`](Self::is_forgotten) has returned `true`. A call that has read the key before goes on
+/// with it.
 #[async_trait]
 pub trait Erasures: Send + Sync {
     /// Makes the dictionary of users forget an id, and records the erasure of its user, in one transaction. Durable on
@@ -65,6 +77,17 @@ pub trait Erasures: Send + Sync {
 
     /// Lists the erasures that are not complete, oldest first.
     async fn running(&self) -> Result<Vec<Erasure>>;
+
+    /// Whether no process has the user of an erasure in a cache that it uses. Once it returns `true`, it always does. With
+    /// several processes that takes a second or two; as long as the lease of a cache if a process has ended without
+    /// saying so, or can't reach the store.
+    async fn is_forgotten(&self, id: ErasureId) -> Result<bool>;
+
+    /// Records that [`is_forgotten`](Self::is_forgotten) has returned `true`. Durable on return. Repeating it changes
+    /// nothing: the first record stays.
+    ///
+    /// [`Invalid`](crate::ErrorKind::Invalid) if there is no erasure with this id.
+    async fn record_forgotten(&self, id: ErasureId, forgotten: &Forgotten) -> Result<()>;
 
     /// Adds to the counts of an erasure. Durable on return. A call that has failed may have added them.
     ///

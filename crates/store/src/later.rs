@@ -16,8 +16,8 @@ use crate::{
     ApiKeys, Archived, ChunkRef, ClockCheck, Counted, Counts, DeadLetter, DeadLetterFilter, DeadLetterGroups,
     DeadLetterId, DeadLetterPage, DeadLetterState, DeadLetterVersion, DeadLetters, DeadMessage, Delivered,
     Devices, ErasedCounts, Erasure, ErasureId, Erasures, Error, ErrorKind, Fence, FollowChange, FollowEffect,
-    FollowerCount, FollowerPage, Following, Follows, Health, Inserted, IntendedFile, Leases, Ledger,
-    MarkedDead, NewOperation, Operation, OperationId, OperationState, Order, PostCounts, PostPlan,
+    FollowerCount, FollowerPage, Following, Follows, Forgotten, Health, Inserted, IntendedFile, Leases,
+    Ledger, MarkedDead, NewOperation, Operation, OperationId, OperationState, Order, PostCounts, PostPlan,
     PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus, RecordedOutcome, Reopened,
     Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores, StreamMark, StreamMarks,
     TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
@@ -208,22 +208,22 @@ macro_rules! later {
     (
         $trait:ident
         { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }
-        $({ $($constant:ident() -> $value:ty = $before:expr;)* })?
+        $({ $($cached:ident($($key:ident: $of:ty),*) -> $value:ty = $before:expr;)* })?
     ) => {
         #[async_trait]
         impl $trait for Later<dyn $trait> {
             $(async fn $method(&self, $($argument: $type),*) -> Result<$result> {
                 self.get()?.$method($($argument),*).await
             })*
-            $($(fn $constant(&self) -> $value {
-                self.get().map_or($before, |store| store.$constant())
+            $($(fn $cached(&self, $($key: $of),*) -> $value {
+                self.get().map_or($before, |store| store.$cached($($key),*))
             })*)?
         }
     };
     (
         @observed $trait:ident $name:literal
         { $($method:ident($($argument:ident: $type:ty),*) -> $result:ty;)* }
-        $({ $($constant:ident() -> $value:ty = $before:expr;)* })?
+        $({ $($cached:ident($($key:ident: $of:ty),*) -> $value:ty = $before:expr;)* })?
     ) => {
         #[async_trait]
         impl $trait for Observed<dyn $trait> {
@@ -231,8 +231,8 @@ macro_rules! later {
                 let call = self.store.$method($($argument),*);
                 self.metrics.observe(concat!($name, "_", stringify!($method)), call).await
             })*
-            $($(fn $constant(&self) -> $value {
-                self.store.$constant()
+            $($(fn $cached(&self, $($key: $of),*) -> $value {
+                self.store.$cached($($key),*)
             })*)?
         }
     };
@@ -244,7 +244,7 @@ later!(Users "users" {
     ids(keys: &[UserKey]) -> Vec<Option<UserId>>;
     last_key() -> Option<UserKey>;
 } {
-    cached_for() -> Duration = crate::cluster::USERS_CACHED_FOR;
+    cached_key(id: &UserId) -> Option<UserKey> = None;
 });
 
 later!(Follows "follows" {
@@ -355,6 +355,8 @@ later!(Erasures {
     get(id: ErasureId) -> Option<Erasure>;
     running() -> Vec<Erasure>;
     add(id: ErasureId, counts: &ErasedCounts) -> ();
+    is_forgotten(id: ErasureId) -> bool;
+    record_forgotten(id: ErasureId, forgotten: &Forgotten) -> ();
     complete(id: ErasureId, now: Timestamp) -> ();
     list(before: Option<ErasureId>, limit: usize) -> Vec<Erasure>;
 });

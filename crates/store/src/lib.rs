@@ -83,7 +83,7 @@ pub use dead_letters::{
     DeadLetters, Inserted, MessageRef, NewOperation, OPERATIONS_PER_DEAD_LETTER, Operation, OperationId,
     OperationKind, OperationState, Order, Payload, Reopened, Reopening, Step,
 };
-pub use erasures::{ErasedCounts, Erasure, ErasureId, Erasures};
+pub use erasures::{ErasedCounts, Erasure, ErasureId, Erasures, Forgotten};
 pub use error::{Error, ErrorKind, Result};
 pub use follows::{
     FollowAction, FollowChange, FollowEffect, FollowerCount, FollowerPage, Following, Follows,

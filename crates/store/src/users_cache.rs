@@ -1,6 +1,9 @@
 //! A cache of the dictionary of users, of both engines.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use herald_model::{UserId, UserKey};
 use parking_lot::RwLock;
@@ -10,34 +13,52 @@ const ENTRY_BYTES: usize = 176;
 
 /// Pairs of ids and keys that were read.
 ///
-/// *Invariant:* a pair that this process has forgotten is not in the cache: [`forget`](Self::forget) removes it, and
-/// what was read before is not added later. A pair that another process has forgotten is not returned for longer than
-/// the maximum age, counted from before it was read.
+/// *Invariant:* a pair that was forgotten is not in the cache: [`forget`](Self::forget) removes it, and what was read
+/// before is not added later.
+///
+/// A process that shares the dictionary with others has a lease on its cache. Without a lease no pair is returned, and
+/// none that was read before the next lease begins is returned in it.
 pub(crate) struct UsersCache {
     keys: moka::sync::Cache<UserId, Cached<UserKey>>,
     ids: moka::sync::Cache<UserKey, Cached<UserId>>,
-    age_max: Option<Duration>,
-    /// Number of pairs that were forgotten. The lock is held while pairs are added or removed.
+    /// `None`: no other process can forget pairs.
+    lease: Option<Lease>,
+    /// Pairs of earlier epochs are not returned.
+    epoch: AtomicU64,
+    /// Number of calls that removed pairs. The lock is held while pairs are added or removed.
     forgotten: RwLock<u64>,
 }
 
 #[derive(Clone)]
 struct Cached<T> {
     value: T,
-    read_at: Instant,
+    epoch: u64,
 }
 
 /// The begin of a read of the dictionary whose answer is cached.
 #[derive(Clone, Copy)]
-pub(crate) struct Reading {
-    forgotten: u64,
-    at: Instant,
+pub(crate) struct Reading(u64);
+
+/// The right to return pairs, until a moment.
+struct Lease {
+    origin: Instant,
+    /// Microseconds after `origin`.
+    end: AtomicU64,
+}
+
+impl Lease {
+    fn holds(&self) -> bool {
+        microseconds(self.origin.elapsed()) < self.end.load(Ordering::Acquire)
+    }
+}
+
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl UsersCache {
-    /// An empty cache of at most `bytes_max` bytes for each direction. `age_max` bounds the age of pairs, and is needed
-    /// if other processes can forget pairs.
-    pub(crate) fn new(bytes_max: u64, age_max: Option<Duration>) -> Self {
+    /// An empty cache of at most `bytes_max` bytes for each direction, of a process that has the dictionary alone.
+    pub(crate) fn new(bytes_max: u64) -> Self {
         let weigh = |id: &UserId| u32::try_from(id.as_str().len() + ENTRY_BYTES).unwrap_or(u32::MAX);
         Self {
             keys: moka::sync::Cache::builder()
@@ -50,54 +71,64 @@ impl UsersCache {
                 .max_capacity(bytes_max)
                 .weigher(move |_, id: &Cached<UserId>| weigh(&id.value))
                 .build(),
-            age_max,
+            lease: None,
+            epoch: AtomicU64::new(0),
             forgotten: RwLock::default(),
+        }
+    }
+
+    /// An empty cache that returns nothing until [`extend_lease`](Self::extend_lease) gives it a lease.
+    pub(crate) fn leased(bytes_max: u64) -> Self {
+        let lease = Lease {
+            origin: Instant::now(),
+            end: AtomicU64::new(0),
+        };
+        Self {
+            lease: Some(lease),
+            ..Self::new(bytes_max)
         }
     }
 
     /// Begins a read.
     pub(crate) fn begin(&self) -> Reading {
-        Reading {
-            forgotten: *self.forgotten.read(),
-            at: Instant::now(),
-        }
+        Reading(*self.forgotten.read())
     }
 
     /// The key of an id.
     pub(crate) fn key(&self, id: &UserId) -> Option<UserKey> {
-        self.keys.get(id).and_then(|cached| self.fresh(cached))
+        self.keys.get(id).and_then(|cached| self.usable(cached))
     }
 
     /// The id of a key.
     pub(crate) fn id(&self, key: UserKey) -> Option<UserId> {
-        self.ids.get(&key).and_then(|cached| self.fresh(cached))
+        self.ids.get(&key).and_then(|cached| self.usable(cached))
     }
 
-    fn fresh<T>(&self, cached: Cached<T>) -> Option<T> {
-        let is_fresh = self.age_max.is_none_or(|max| cached.read_at.elapsed() < max);
-        is_fresh.then_some(cached.value)
+    fn usable<T>(&self, cached: Cached<T>) -> Option<T> {
+        let is_usable = cached.epoch == self.epoch.load(Ordering::Acquire)
+            && self.lease.as_ref().is_none_or(Lease::holds);
+        is_usable.then_some(cached.value)
     }
 
     /// Adds the key of an id.
     pub(crate) fn add_key(&self, reading: Reading, id: &UserId, key: UserKey) {
-        self.add(reading, || {
-            let read_at = reading.at;
-            self.keys.insert(id.clone(), Cached { value: key, read_at });
+        self.add(reading, |epoch| {
+            self.keys.insert(id.clone(), Cached { value: key, epoch });
         });
     }
 
     /// Adds the id of a key.
     pub(crate) fn add_id(&self, reading: Reading, key: UserKey, id: &UserId) {
-        self.add(reading, || {
-            let (value, read_at) = (id.clone(), reading.at);
-            self.ids.insert(key, Cached { value, read_at });
+        self.add(reading, |epoch| {
+            let value = id.clone();
+            self.ids.insert(key, Cached { value, epoch });
         });
     }
 
-    fn add(&self, reading: Reading, insert: impl FnOnce()) {
+    fn add(&self, reading: Reading, insert: impl FnOnce(u64)) {
         let forgotten = self.forgotten.read();
-        if *forgotten == reading.forgotten {
-            insert();
+        if *forgotten == reading.0 {
+            insert(self.epoch.load(Ordering::Acquire));
         }
     }
 
@@ -108,45 +139,103 @@ impl UsersCache {
         self.keys.invalidate(id);
         self.ids.invalidate(&key);
     }
+
+    /// Removes all pairs. Call it after the changes are readable.
+    pub(crate) fn forget_all(&self) {
+        let mut forgotten = self.forgotten.write();
+        *forgotten += 1;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.keys.invalidate_all();
+        self.ids.invalidate_all();
+    }
+
+    /// Extends the lease to a moment. If it had ended, no one knows what the others have forgotten since: all pairs are
+    /// removed before the new lease begins.
+    pub(crate) fn extend_lease(&self, end: Instant) {
+        let Some(lease) = &self.lease else { return };
+        if !lease.holds() {
+            self.forget_all();
+        }
+        let end = microseconds(end.saturating_duration_since(lease.origin));
+        lease.end.store(end, Ordering::Release);
+    }
+
+    /// Ends the lease.
+    pub(crate) fn end_lease(&self) {
+        if let Some(lease) = &self.lease {
+            lease.end.store(0, Ordering::Release);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const KEY: UserKey = UserKey(1);
+
     fn ada() -> UserId {
         UserId::new("ada").unwrap()
     }
 
-    #[test]
-    fn a_pair_that_was_read_before_it_was_forgotten_is_not_added() {
-        let cache = UsersCache::new(1 << 20, None);
-        let (early, ada) = (cache.begin(), ada());
-        cache.add_key(early, &ada, UserKey(1));
-        cache.add_id(early, UserKey(1), &ada);
-        assert_eq!(
-            (cache.key(&ada), cache.id(UserKey(1))),
-            (Some(UserKey(1)), Some(ada.clone()))
-        );
-        cache.forget(&ada, UserKey(1));
-        assert_eq!((cache.key(&ada), cache.id(UserKey(1))), (None, None));
-        cache.add_key(early, &ada, UserKey(1));
-        cache.add_id(early, UserKey(1), &ada);
-        assert_eq!((cache.key(&ada), cache.id(UserKey(1))), (None, None));
-        cache.add_key(cache.begin(), &ada, UserKey(2));
-        assert_eq!(cache.key(&ada), Some(UserKey(2)));
+    fn add(cache: &UsersCache, reading: Reading) {
+        cache.add_key(reading, &ada(), KEY);
+        cache.add_id(reading, KEY, &ada());
+    }
+
+    /// The pair in both directions.
+    fn cached(cache: &UsersCache) -> (Option<UserKey>, Option<UserId>) {
+        (cache.key(&ada()), cache.id(KEY))
+    }
+
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_mins(1)
     }
 
     #[test]
-    fn a_pair_is_as_old_as_the_begin_of_its_read() {
-        let cache = UsersCache::new(1 << 20, Some(Duration::from_mins(1)));
-        let now = cache.begin();
-        let Some(before) = now.at.checked_sub(Duration::from_mins(1)) else {
-            return;
-        };
-        cache.add_key(Reading { at: before, ..now }, &ada(), UserKey(1));
-        assert_eq!(cache.key(&ada()), None);
-        cache.add_key(now, &ada(), UserKey(1));
-        assert_eq!(cache.key(&ada()), Some(UserKey(1)));
+    fn a_pair_that_was_read_before_it_was_forgotten_is_not_added() {
+        type Forget = fn(&UsersCache);
+        let forgets: [Forget; 2] = [|cache| cache.forget(&ada(), KEY), UsersCache::forget_all];
+        for forget in forgets {
+            let cache = UsersCache::new(1 << 20);
+            let early = cache.begin();
+            add(&cache, early);
+            assert_eq!(cached(&cache), (Some(KEY), Some(ada())));
+            forget(&cache);
+            assert_eq!(cached(&cache), (None, None));
+            add(&cache, early);
+            assert_eq!(cached(&cache), (None, None));
+            cache.add_key(cache.begin(), &ada(), UserKey(2));
+            assert_eq!(cache.key(&ada()), Some(UserKey(2)));
+        }
+    }
+
+    #[test]
+    fn a_pair_is_returned_in_the_lease_in_which_it_was_read() {
+        let cache = UsersCache::leased(1 << 20);
+        let before = cache.begin();
+        add(&cache, before);
+        assert_eq!(cached(&cache), (None, None), "there is no lease yet");
+        cache.extend_lease(in_a_minute());
+        assert_eq!(cached(&cache), (None, None), "it was read before the lease");
+        add(&cache, before);
+        assert_eq!(cached(&cache), (None, None), "it was read before the lease");
+        let within = cache.begin();
+        add(&cache, within);
+        assert_eq!(cached(&cache), (Some(KEY), Some(ada())));
+        cache.extend_lease(in_a_minute());
+        assert_eq!(cached(&cache), (Some(KEY), Some(ada())), "the lease goes on");
+
+        // It ends.
+        cache.extend_lease(Instant::now());
+        assert_eq!(cached(&cache), (None, None));
+        cache.extend_lease(in_a_minute());
+        assert_eq!(cached(&cache), (None, None), "it was read in an earlier lease");
+        add(&cache, within);
+        assert_eq!(cached(&cache), (None, None), "it was read in an earlier lease");
+        add(&cache, cache.begin());
+        assert_eq!(cached(&cache), (Some(KEY), Some(ada())));
+        cache.end_lease();
+        assert_eq!(cached(&cache), (None, None));
     }
 }

@@ -14,6 +14,9 @@ pub enum Error {
         "posts of the user are left: one was archived during the erasure, or a damaged one can't be erased"
     )]
     Unfinished,
+    /// There is no erasure with this id.
+    #[error("there is no such erasure")]
+    NoErasure,
     /// The receiver of an export was dropped.
     #[error("the receiver of the export was dropped")]
     Abandoned,

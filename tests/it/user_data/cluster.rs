@@ -1,18 +1,24 @@
 //! An erasure on PostgreSQL and Redis.
 
+use std::time::Duration;
+
 use harness::{Process, run, until};
-use herald_model::{PostId, UserId, time::Timestamp};
+use herald_mesh::{Mesh, consumers, streams};
+use herald_model::{Lane, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::v1;
 use herald_runtime::config::SecretUrl;
 use herald_store::{
-    Erasure,
+    ErasureId,
     cluster::{Cluster, Config},
 };
 use serde_json::Value;
+use tonic::Code;
 
 use super::world::{AUTHOR, LIMIT, SECRET_TEXT, messages_with};
 use crate::{HERALD, serve_cluster::World};
 
+/// The database of [`World`].
+const DATABASE: &str = "herald";
 const ALL: &str = "gateway,archive,graph,fanout,timeline,push,analytics,deadletter";
 
 async fn post(process: &Process, author: &str, text: &str) -> u64 {
@@ -41,17 +47,6 @@ async fn open(world: &World) -> Cluster {
     Cluster::open(&config).await.unwrap()
 }
 
-/// Begins an erasure as if it had begun before: all processes have forgotten the user's key since.
-async fn begin(store: &Cluster, user: &str) -> Erasure {
-    let stores = store.stores();
-    let cached_for = stores.users.cached_for();
-    assert!(!cached_for.is_zero());
-    let at = Timestamp::now().minus(2 * cached_for);
-    let id = UserId::new(user).unwrap();
-    let begun = stores.erasures.begin(&id, "operator", at);
-    begun.await.unwrap().unwrap()
-}
-
 async fn until_complete(process: &Process) {
     until("the erasure is complete", LIMIT, || async {
         let listed = process.cli(&["user", "erasures"]).await;
@@ -61,11 +56,29 @@ async fn until_complete(process: &Process) {
 }
 
 /// Erases a user with the deadletter process of these servers.
-pub(crate) async fn erase(world: &World, gateway: &Process, user: &str) {
-    let store = open(world).await;
-    begin(&store, user).await;
-    until_complete(gateway).await;
-    store.close().await;
+pub(crate) async fn erase(gateway: &Process, user: &str) {
+    gateway.cli(&["user", "erase", user, "--yes"]).await;
+}
+
+/// Begins an erasure; returns with the first answer.
+async fn begin(process: &Process, user: &str) -> Value {
+    process.cli(&["user", "erase", user, "--yes", "--no-wait"]).await
+}
+
+/// A process with a cache of users that has applied no erasure, and its right to use its cache.
+async fn add_silent_process(world: &World, duration: &str) {
+    let row = format!(
+        "INSERT INTO herald.users_caches VALUES ('silent', 0, clock_timestamp() + interval '{duration}')"
+    );
+    world.postgres.run_in(DATABASE, &row).await.unwrap();
+}
+
+/// Whether a condition on `herald.users_caches` holds for some row.
+async fn has_cache(world: &World, condition: &str) -> bool {
+    let check = format!(
+        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM herald.users_caches WHERE {condition}) THEN RAISE 'none'; END IF; END $$"
+    );
+    world.postgres.run_in(DATABASE, &check).await.is_ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,10 +98,11 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
 
     let store = open(&world).await;
     let stores = store.stores();
-    let begun = begin(&store, AUTHOR).await;
-    until_complete(&process).await;
+    let erased = process.cli(&["user", "erase", AUTHOR, "--yes"]).await;
+    assert!(erased["forget_time"].is_string(), "{erased}");
+    let id = ErasureId(erased["erasure_id"].as_u64().unwrap());
 
-    let erasure = stores.erasures.get(begun.id).await.unwrap().unwrap();
+    let erasure = stores.erasures.get(id).await.unwrap().unwrap();
     assert_eq!(erasure.user_id, None);
     let counts = erasure.counts;
     assert_eq!((counts.posts, counts.messages), (5, 5), "{counts:?}");
@@ -112,6 +126,160 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
     until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
     let audit = process.cli(&["audit"]).await;
     assert_eq!(audit["summary"]["finding_count"], 0, "{audit}");
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_another_process_accepts_after_the_answer_stays() {
+    let Some(world) = World::start().await else { return };
+    let (one, two) = tokio::join!(world.serve(ALL, &[]), world.serve(ALL, &[]));
+    one.cli(&["follow", "ann", AUTHOR]).await;
+    let mut of_old = Vec::new();
+    for process in [&one, &two] {
+        // The key is cached in each process.
+        of_old.push(post(process, AUTHOR, SECRET_TEXT).await);
+        of_old.push(post(process, AUTHOR, SECRET_TEXT).await);
+    }
+    let begun = begin(&one, AUTHOR).await;
+    assert!(begun["forget_time"].is_string(), "{begun}");
+
+    let listed = two.cli(&["posts", "list", AUTHOR]).await;
+    assert_eq!(listed["posts"], serde_json::json!([]), "{listed}");
+    let of_new = post(&two, AUTHOR, "of the new user").await;
+    two.cli(&["follow", "ann", AUTHOR]).await;
+    until_complete(&one).await;
+    let clients = one.clients().await;
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
+
+    for process in [&one, &two] {
+        for old in &of_old {
+            let got = process.clients().await.posts();
+            let got = got.clone().get_post(v1::GetPostRequest { post_id: *old }).await;
+            assert_eq!(got.unwrap_err().code(), Code::NotFound, "post {old}");
+        }
+        let listed = process.cli(&["posts", "list", AUTHOR]).await;
+        let posts = listed["posts"].as_array().unwrap();
+        assert_eq!(posts.len(), 1, "{listed}");
+        assert_eq!(
+            (&posts[0]["post_id"], &posts[0]["text"]),
+            (&of_new.into(), &"of the new user".into())
+        );
+    }
+    let following = one.cli(&["user", "erasures"]).await;
+    assert_eq!(
+        following["erasures"][0]["counts"]["post_count"],
+        of_old.len(),
+        "{following}"
+    );
+    let client = async_nats::connect(world.nats.client_url()).await.unwrap();
+    assert_eq!(
+        messages_with(&world.nats.client_url(), client, SECRET_TEXT).await,
+        []
+    );
+    let audit = two.cli(&["audit"]).await;
+    assert_eq!(audit["summary"]["finding_count"], 0, "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_is_answered_when_the_cache_of_a_silent_process_has_ended() {
+    let Some(world) = World::start().await else { return };
+    let process = world.serve(ALL, &[]).await;
+    post(&process, AUTHOR, SECRET_TEXT).await;
+    add_silent_process(&world, "5 seconds").await;
+    assert!(has_cache(&world, "process = 'silent' AND ends_at > clock_timestamp()").await);
+    let begun = begin(&process, AUTHOR).await;
+    assert!(begun["forget_time"].is_string(), "{begun}");
+    assert!(has_cache(&world, "process = 'silent' AND ends_at <= clock_timestamp()").await);
+    until_complete(&process).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_whose_process_is_killed_before_the_id_is_forgotten_goes_on() {
+    let Some(world) = World::start().await else { return };
+    let (mut one, two) = tokio::join!(world.serve(ALL, &[]), world.serve(ALL, &[]));
+    let old = post(&one, AUTHOR, SECRET_TEXT).await;
+    let clients = two.clients().await;
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
+    add_silent_process(&world, "1 hour").await;
+    let operators = one.operator_url();
+    let erasing = tokio::spawn(async move {
+        let server = ("HERALD_OPERATOR_SERVER", operators.as_str());
+        run(HERALD, &["user", "erase", AUTHOR, "--yes"], &[server]).await
+    });
+    // Then the row of the process that is killed does not hold it up.
+    let waits = "seen = 0 AND process <> 'silent'";
+    until(
+        "the erasure waits for the silent process alone",
+        LIMIT,
+        || async { has_cache(&world, "seen > 0").await && !has_cache(&world, waits).await },
+    )
+    .await;
+    one.kill().await;
+    let interrupted = erasing.await.unwrap();
+    assert_ne!(interrupted.code, 0, "{interrupted:?}");
+    assert!(interrupted.stderr.contains("goes on"), "{interrupted:?}");
+    let listed = two.cli(&["user", "erasures"]).await;
+    assert_eq!(listed["erasures"][0]["forget_time"], Value::Null, "{listed}");
+    assert_eq!(listed["erasures"][0]["complete_time"], Value::Null, "{listed}");
+
+    let gone = "DELETE FROM herald.users_caches WHERE process = 'silent'";
+    world.postgres.run_in(DATABASE, gone).await.unwrap();
+    // Asking again waits in the same way.
+    let again = begin(&two, AUTHOR).await;
+    assert!(again["forget_time"].is_string(), "{again}");
+    until_complete(&two).await;
+    let got = two.clients().await.posts();
+    let got = got.clone().get_post(v1::GetPostRequest { post_id: old }).await;
+    assert_eq!(got.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_follows_and_devices_are_removed_before_messages_are_settled() {
+    let Some(world) = World::start().await else { return };
+    let process = world.serve(ALL, &[]).await;
+    let device = [
+        "device",
+        "add",
+        AUTHOR,
+        "--webhook",
+        "https://example.com/",
+        "--secret",
+        "c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
+    ];
+    process.cli(&device).await;
+    process.cli(&["follow", "ann", AUTHOR]).await;
+    process.cli(&["follow", AUTHOR, "eve"]).await;
+    let clients = process.clients().await;
+    until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
+    let store = open(&world).await;
+    let stores = store.stores();
+    let keys = stores.users.find(&[UserId::new(AUTHOR).unwrap()]).await.unwrap();
+    let author: UserKey = keys[0].unwrap();
+    assert_eq!(stores.devices.of(&[author]).await.unwrap()[0].len(), 1);
+
+    let mesh = Mesh::connect(&herald_mesh::Config::at(world.nats.client_url()))
+        .await
+        .unwrap();
+    let consumer = consumers::fanout(Lane::Normal);
+    let end = Timestamp::now().plus(Duration::from_hours(1));
+    mesh.pause(streams::POSTS, consumer, end).await.unwrap();
+    let unsettled = post(&process, AUTHOR, SECRET_TEXT).await;
+    begin(&process, AUTHOR).await;
+    until("the post is deleted", LIMIT, || async {
+        let got = clients
+            .posts()
+            .get_post(v1::GetPostRequest { post_id: unsettled })
+            .await;
+        got.is_err_and(|status| status.code() == Code::NotFound)
+    })
+    .await;
+    assert_eq!(stores.devices.of(&[author]).await.unwrap()[0], []);
+    assert_eq!(stores.follows.count(author).await.unwrap().followers, 0);
+    assert_eq!(stores.follows.following(author, None, 10).await.unwrap(), []);
+    let listed = process.cli(&["user", "erasures"]).await;
+    assert_eq!(listed["erasures"][0]["complete_time"], Value::Null, "{listed}");
+    mesh.resume(streams::POSTS, consumer).await.unwrap();
+    until_complete(&process).await;
     store.close().await;
 }
 

@@ -9,6 +9,7 @@ use super::world::{AUTHOR, LIMIT, SECRET_TEXT, World};
 #[tokio::test(flavor = "multi_thread")]
 async fn an_erasure_goes_on_after_the_process_was_killed_in_the_middle() {
     for point in [
+        "erasure.forgotten",
         "erasure.posts-deleted",
         "erasure.messages-deleted",
         "erasure.texts-erased",

@@ -2,7 +2,7 @@
 //!
 //! PostgreSQL is the truth for all records: users, follows with their history, posts, devices, preferences, the ledger,
 //! totals, dead letters and leases. Timelines are a view in Valkey that can be made again from PostgreSQL at any time.
-//! Processes hold no state beyond bounded caches: of rows that never change, and for a minute of users, who can be
+//! Processes hold no state beyond bounded caches: of rows that never change, and under a lease of users, who can be
 //! erased.
 
 mod config;
@@ -25,7 +25,7 @@ pub use config::{Config, PostgresConfig};
 pub use herald_secret::SecretUrl;
 pub use opening::Opening;
 pub use postgres::Migrated;
-pub(crate) use postgres::{Attempt, Postgres, USERS_CACHED_FOR};
+pub(crate) use postgres::{Attempt, Postgres};
 use postgres::{
     PostgresApiKeys, PostgresDeadLetters, PostgresDevices, PostgresErasures, PostgresFollows, PostgresLeases,
     PostgresLedger, PostgresPosts, PostgresPreferences, PostgresRetention, PostgresStreamMarks,

@@ -32,7 +32,12 @@ impl Records {
     pub async fn open_unchanged(config: &Config) -> Result<Self> {
         let postgres = Postgres::connect(&config.url, &config.postgres).await?;
         postgres.check_migrated().await?;
-        Self::on(postgres, config)
+        // A process with a cache writes a row about it.
+        let uncached = Config {
+            users_cache_mb: 0,
+            ..config.clone()
+        };
+        Self::on(postgres, &uncached)
     }
 
     fn on(postgres: Postgres, config: &Config) -> Result<Self> {

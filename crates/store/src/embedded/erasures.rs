@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch};
-use herald_model::{UserId, UserKey, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use parking_lot::Mutex;
 use prost::Message;
 
@@ -12,7 +12,7 @@ use super::{
     database::{self, Committed, Database, map_err},
     users::EmbeddedUsers,
 };
-use crate::{ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Result, erasures::missing};
+use crate::{ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Forgotten, Result, erasures::missing};
 
 /// Name of the keyspace of [`Row`]s.
 pub(crate) const KEYSPACE: &str = "erasures";
@@ -61,6 +61,11 @@ struct Row {
     messages: u64,
     #[prost(uint64, tag = "11")]
     dead_letters: u64,
+    #[prost(int64, optional, tag = "12")]
+    forgotten_at: Option<i64>,
+    /// Present if `forgotten_at` is.
+    #[prost(uint64, optional, tag = "13")]
+    last_post: Option<u64>,
 }
 
 /// A user to erase.
@@ -103,6 +108,7 @@ impl Tables {
             user_id: Some(begin.id.clone()),
             actor: begin.actor.clone(),
             requested_at: begin.now,
+            forgotten: None,
             completed_at: None,
             counts: ErasedCounts::default(),
         };
@@ -182,6 +188,18 @@ impl crate::Erasures for EmbeddedErasures {
         self.tables.running()
     }
 
+    /// This process is the only one, and has forgotten the user when the erasure began.
+    async fn is_forgotten(&self, _: ErasureId) -> Result<bool> {
+        Ok(true)
+    }
+
+    async fn record_forgotten(&self, id: ErasureId, forgotten: &Forgotten) -> Result<()> {
+        let recorded = self.tables.change(id, |erasure| {
+            erasure.forgotten.get_or_insert(*forgotten);
+        })?;
+        recorded.await
+    }
+
     async fn add(&self, id: ErasureId, counts: &ErasedCounts) -> Result<()> {
         let added = self
             .tables
@@ -210,6 +228,8 @@ fn encode(erasure: &Erasure) -> Vec<u8> {
         actor: erasure.actor.clone(),
         requested_at: erasure.requested_at.0,
         completed_at: erasure.completed_at.map(|at| at.0),
+        forgotten_at: erasure.forgotten.map(|forgotten| forgotten.at.0),
+        last_post: erasure.forgotten.map(|forgotten| forgotten.last_post.0),
         posts: counts.posts,
         follows: counts.follows,
         devices: counts.devices,
@@ -230,12 +250,21 @@ pub(crate) fn decode_id(key: &[u8]) -> Result<ErasureId> {
 pub(crate) fn decode(id: ErasureId, row: &[u8]) -> Result<Erasure> {
     let row = Row::decode(row).map_err(|_| corrupt())?;
     let user_id = row.user_id.map(UserId::from_stored).transpose();
+    let forgotten = match (row.forgotten_at, row.last_post) {
+        (Some(at), Some(last_post)) => Some(Forgotten {
+            at: Timestamp(at),
+            last_post: PostId(last_post),
+        }),
+        (None, None) => None,
+        _ => return Err(corrupt()),
+    };
     Ok(Erasure {
         id,
         user: UserKey(row.user),
         user_id: user_id.map_err(|_| corrupt())?,
         actor: row.actor,
         requested_at: Timestamp(row.requested_at),
+        forgotten,
         completed_at: row.completed_at.map(Timestamp),
         counts: ErasedCounts {
             posts: row.posts,

@@ -1,6 +1,6 @@
 //! The dictionary of users: `user_keys` (id → key) and `user_ids` (key → id), both behind caches.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::Keyspace;
@@ -49,7 +49,7 @@ impl EmbeddedUsers {
         let tables = Arc::new(Tables {
             keys: database.keyspace("user_keys", database::options)?,
             ids: database.keyspace("user_ids", database::options)?,
-            cache: UsersCache::new(cache_bytes_max, None),
+            cache: UsersCache::new(cache_bytes_max),
             erasures: Arc::new(erasures::Tables::open(database)?),
             database: Arc::clone(database),
         });
@@ -274,7 +274,7 @@ impl crate::Users for EmbeddedUsers {
             .collect()
     }
 
-    fn cached_for(&self) -> Duration {
-        Duration::ZERO
+    fn cached_key(&self, id: &UserId) -> Option<UserKey> {
+        self.tables.cache.key(id)
     }
 }

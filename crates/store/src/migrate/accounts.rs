@@ -62,6 +62,8 @@ static ERASURES_TABLE: Table = Table {
         ("user_id", Type::Text),
         ("actor", Type::Text),
         ("requested_at", Type::Bigint),
+        ("forgotten_at", Type::Bigint),
+        ("last_post", Type::Bigint),
         ("completed_at", Type::Bigint),
         ("posts", Type::Bigint),
         ("follows", Type::Bigint),
@@ -223,12 +225,17 @@ fn read_erasures(source: &Source, after: Option<&[u8]>, out: &mut Batches) -> Re
             .and_then(|id| erasures::decode(id, &row))
             .map_err(|_| undecodable("an erasure", erasures::KEYSPACE))?;
         let counts = erasure.counts;
+        let last_post = erasure
+            .forgotten
+            .map(|forgotten| forgotten.last_post.0.cast_signed());
         out.rows(0).push([
             erasure.id.0.into(),
             erasure.user.0.into(),
             erasure.user_id.map(herald_model::UserId::into_string).into(),
             erasure.actor.into(),
             erasure.requested_at.0.into(),
+            erasure.forgotten.map(|forgotten| forgotten.at.0).into(),
+            last_post.into(),
             erasure.completed_at.map(|at| at.0).into(),
             counts.posts.into(),
             counts.follows.into(),

@@ -1,9 +1,9 @@
 //! Erasures of users.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
-use herald_model::{UserId, UserKey, time::Timestamp};
-use herald_store::{ErasedCounts, Erasure, ErasureId, ErrorKind, Stores};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
+use herald_store::{ErasedCounts, Erasure, ErasureId, ErrorKind, Forgotten, Stores};
 
 use crate::{engine::Engine, sample::user_ids};
 
@@ -40,6 +40,7 @@ pub async fn a_user_is_forgotten_and_comes_back_as_another<E: Engine>(engine: &m
         user_id: Some(ann.clone()),
         actor: "ops".into(),
         requested_at: NOW,
+        forgotten: None,
         completed_at: None,
         counts: ErasedCounts::default(),
     };
@@ -76,6 +77,63 @@ pub async fn a_user_is_forgotten_and_comes_back_as_another<E: Engine>(engine: &m
     );
     assert_eq!(begin(&stores, ann).await, Some(second), "the newest one");
     assert_ne!(id(&stores, UserKey(3)).await, placeholder);
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while !holds().await {
+            ticks.tick().await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    waited.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
+
+pub async fn every_process_forgets_a_user<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let peer = engine.peer().await;
+    let users = user_ids(0..2);
+    let [ann, bob] = &users[..] else { unreachable!() };
+    stores.users.intern(&users).await.unwrap();
+    for process in [&stores, &peer] {
+        until("both users are cached", async || {
+            process.users.find(&users).await.unwrap();
+            users.iter().all(|id| process.users.cached_key(id).is_some())
+        })
+        .await;
+    }
+    let erasure = begin(&stores, ann).await.unwrap();
+    assert_eq!(key(&stores, ann).await, None);
+    let erasures = &stores.erasures;
+    until("every process has forgotten the user", async || {
+        erasures.is_forgotten(erasure.id).await.unwrap()
+    })
+    .await;
+    assert_eq!(peer.users.cached_key(ann), None);
+    assert_eq!(key(&peer, ann).await, None);
+    assert!(id(&peer, UserKey(1)).await.is_placeholder());
+    assert_eq!(key(&peer, bob).await, Some(UserKey(2)));
+
+    let forgotten = |at, last_post| Forgotten {
+        at: Timestamp(at),
+        last_post: PostId(last_post),
+    };
+    assert_eq!(erasures.get(erasure.id).await.unwrap().unwrap().forgotten, None);
+    // The first one stays.
+    for (at, last_post) in [(8, 70), (9, 90)] {
+        let forgotten = forgotten(at, last_post);
+        erasures.record_forgotten(erasure.id, &forgotten).await.unwrap();
+    }
+    let missing = erasures.record_forgotten(ErasureId(99), &forgotten(8, 70)).await;
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::Invalid);
+    let first = Some(forgotten(8, 70));
+    assert_eq!(erasures.running().await.unwrap()[0].forgotten, first);
+    erasures.complete(erasure.id, NOW).await.unwrap();
+    drop((stores, peer));
+    engine.reopen().await;
+    let erasures = engine.stores().erasures;
+    assert_eq!(erasures.get(erasure.id).await.unwrap().unwrap().forgotten, first);
 }
 
 pub async fn an_erasure_counts_and_ends_without_the_id<E: Engine>(engine: &mut E) {

@@ -167,6 +167,7 @@ on_each_engine! {
     }
     erasures {
         a_user_is_forgotten_and_comes_back_as_another
+        every_process_forgets_a_user
         an_erasure_counts_and_ends_without_the_id
         users_who_come_back_all_the_time_keep_nothing
     }

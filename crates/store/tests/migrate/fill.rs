@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use herald_model::{Channel, DeviceId, PostId, Recipients, UserId, UserKey, time::Timestamp};
 use herald_store::{
-    Archived, DeviceFailure, DeviceRetry, ErasedCounts, FailedRecipient, FollowAction, OutcomeDetails,
-    PendingRecipient, PushFailure, Stores, SuppressedReason, embedded::Embedded,
+    Archived, DeviceFailure, DeviceRetry, ErasedCounts, FailedRecipient, FollowAction, Forgotten,
+    OutcomeDetails, PendingRecipient, PushFailure, Stores, SuppressedReason, embedded::Embedded,
 };
 
 use crate::{
@@ -180,6 +180,15 @@ async fn fill_erasures(stores: &Stores) {
         dead_letters: 6,
     };
     stores.erasures.add(complete, &counts).await.unwrap();
+    let forgotten = Forgotten {
+        at: now,
+        last_post: PostId(20),
+    };
+    stores
+        .erasures
+        .record_forgotten(complete, &forgotten)
+        .await
+        .unwrap();
     stores.erasures.complete(complete, now).await.unwrap();
     let removed = stores.timelines.erase(UserKey(200)).await.unwrap();
     assert!(removed > 0);

@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use herald_mesh::{RawMessage, Subject, streams};
-use herald_model::UserKey;
+use herald_model::{PostId, UserKey};
 use herald_proto::mesh_v1::{DlqEntry, PostCreated};
 use herald_store::ErasedCounts;
 use prost::Message as _;
@@ -38,8 +38,10 @@ impl Erase<'_> {
     /// The redriven posts of the user in REDRIVE.
     pub(super) async fn find_redriven(&self) -> Result<Vec<Found>> {
         self.find(streams::REDRIVE, |message| {
-            let is_post = matches!(message.original(), Some((Subject::PostCreated(_), _)));
-            is_post && self.is_post(&message.payload)
+            let Some((Subject::PostCreated(_), sequence)) = message.original() else {
+                return false;
+            };
+            self.is_post(PostId(sequence), &message.payload)
         })
         .await
     }
@@ -57,8 +59,8 @@ impl Erase<'_> {
             // A payload that was too large is not in the entry.
             let has_id = entry.author_key == herald_posts::NO_KEY.0
                 && entry.message_id.starts_with(&ids)
-                && entry.published_at_us <= self.author.until.0;
-            is_post && (has_key || has_id || self.is_post(&entry.payload))
+                && PostId(entry.original_sequence) <= self.author.last_post;
+            is_post && (has_key || has_id || self.is_post(PostId(entry.original_sequence), &entry.payload))
         })
         .await
     }
@@ -74,8 +76,8 @@ impl Erase<'_> {
         Ok(found)
     }
 
-    fn is_post(&self, payload: &[u8]) -> bool {
-        PostCreated::decode(payload).is_ok_and(|post| self.author.wrote(&post))
+    fn is_post(&self, id: PostId, payload: &[u8]) -> bool {
+        PostCreated::decode(payload).is_ok_and(|post| self.author.wrote(id, &post))
     }
 
     /// Deletes messages from a stream, once every consumer that gets them has settled them.

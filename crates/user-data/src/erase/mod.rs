@@ -6,10 +6,8 @@ mod messages;
 mod posts;
 mod settled;
 
-use std::time::Duration;
-
 use herald_mesh::{consumers, streams};
-use herald_model::{UserId, UserKey, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::PostCreated;
 use herald_store::{ErasedCounts, Erasure};
 
@@ -25,20 +23,19 @@ impl UserData {
         let Some(user_id) = &erasure.user_id else {
             return Ok(());
         };
-        let unknown_after = self.forgotten_after();
+        tracing::info!(erasure_id = erasure.id.0, "erasure begins");
+        // Other processes can act for the key until they have forgotten it: nothing is removed before.
+        let forgotten = self.until_forgotten(erasure.id).await?;
         let erase = Erase {
             data: self,
             erasure,
             author: Author {
                 key: erasure.user,
                 id: user_id,
-                until: erasure.requested_at.plus(unknown_after),
+                last_post: forgotten.last_post,
             },
         };
-        tracing::info!(erasure_id = erasure.id.0, "erasure begins");
-        // Other processes can act for the key until their caches have expired: nothing is removed before.
-        let passed = Timestamp::now().since(erasure.requested_at);
-        tokio::time::sleep(unknown_after.saturating_sub(passed)).await;
+        herald_failpoints::point!("erasure.forgotten");
         let last = self.mesh.last_sequence(streams::POSTS).await?;
         erase
             .wait_until_settled(streams::POSTS, |consumer| {
@@ -62,19 +59,14 @@ impl UserData {
         erase.check_posts().await?;
         herald_failpoints::point!("erasure.texts-erased");
         erase.timeline().await?;
+        // What calls have added that had read the user's key before it was forgotten.
+        erase.accounts().await?;
         self.stores
             .erasures
             .complete(erasure.id, Timestamp::now())
             .await?;
         tracing::info!(erasure_id = erasure.id.0, "erasure is complete");
         Ok(())
-    }
-
-    /// Time from the begin of an erasure until no process has the key of the user id in a cache any more. Twice
-    /// [`Users::cached_for`](herald_store::Users::cached_for): the gateway keeps an author's key for that time after it
-    /// got the key from the store, whose cache can have had the key for as long.
-    fn forgotten_after(&self) -> Duration {
-        2 * self.stores.users.cached_for()
     }
 }
 
@@ -89,17 +81,17 @@ struct Erase<'a> {
 struct Author<'a> {
     key: UserKey,
     id: &'a UserId,
-    /// Posts that were accepted later without a key are those of a new user with the same id.
-    until: Timestamp,
+    /// Later posts without a key are those of a new user with the same id.
+    last_post: PostId,
 }
 
 impl Author<'_> {
     /// Whether the author wrote a post. A gateway that can't reach the store accepts posts without the author's key.
-    fn wrote(&self, post: &PostCreated) -> bool {
+    fn wrote(&self, id: PostId, post: &PostCreated) -> bool {
         if UserKey(post.author_key) != herald_posts::NO_KEY {
             return UserKey(post.author_key) == self.key;
         }
-        post.author_id == self.id.as_str() && Timestamp(post.accepted_at_us) <= self.until
+        post.author_id == self.id.as_str() && id <= self.last_post
     }
 }
 
@@ -134,7 +126,7 @@ impl Erase<'_> {
         let posts = &self.data.stores.posts;
         let held = posts.of_author(self.erasure.user, None, 1).await?;
         let newest = posts
-            .newest_by_author(self.erasure.user, herald_model::PostId(u64::MAX), 1)
+            .newest_by_author(self.erasure.user, PostId(u64::MAX), 1)
             .await?;
         if held.is_empty() && newest.is_empty() {
             Ok(())
@@ -149,20 +141,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_post_without_a_key_is_the_authors_until_the_erasure_began() {
+    fn a_post_without_a_key_is_the_authors_until_the_id_is_forgotten() {
         let id = UserId::from_stored("107").unwrap();
         let author = Author {
             key: UserKey(7),
             id: &id,
-            until: Timestamp(100),
+            last_post: PostId(100),
         };
-        let wrote = |author_key, author_id: &str, accepted_at_us| {
-            author.wrote(&PostCreated {
+        let wrote = |author_key, author_id: &str, post| {
+            let message = PostCreated {
                 author_key,
                 author_id: author_id.into(),
-                accepted_at_us,
                 ..PostCreated::default()
-            })
+            };
+            author.wrote(PostId(post), &message)
         };
         assert!(wrote(7, "107", 50));
         assert!(wrote(7, "107", 500));

@@ -28,7 +28,7 @@ impl Erase<'_> {
         let mut found = Vec::new();
         while let Some(message) = messages.try_next().await? {
             if let Ok(post) = PostCreated::decode(message.payload.clone())
-                && self.author.wrote(&post)
+                && self.author.wrote(PostId(message.sequence), &post)
             {
                 found.push(Found {
                     has_key: post.author_key != herald_posts::NO_KEY.0,

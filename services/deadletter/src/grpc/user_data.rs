@@ -14,7 +14,7 @@ use herald_rpc::{
     status,
 };
 use herald_store::{Erasure, ErasureId};
-use herald_user_data::{Error, Record};
+use herald_user_data::{Error, Record, UserData};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -127,7 +127,7 @@ impl UserDataService for UserDataApi {
 }
 
 impl UserDataApi {
-    /// Streams an erasure at each change until it is complete.
+    /// Streams an erasure at each change, from when every process has forgotten the user until it is complete.
     fn progress(&self, begun: Erasure) -> ErasureStream {
         let (user_data, stop) = (self.runner.user_data().clone(), self.stop.clone());
         let first = Some((begun, None::<Erasure>));
@@ -137,17 +137,20 @@ impl UserDataApi {
                 let Some((mut erasure, reported)) = state else {
                     return Ok(None);
                 };
+                let id = erasure.id;
+                if reported.is_none() {
+                    let forgotten = stop.run_until_cancelled(user_data.until_forgotten(id)).await;
+                    forgotten
+                        .ok_or_else(|| shutting_down(id))?
+                        .map_err(|e| error_to_status(&e))?;
+                    erasure = read(&user_data, erasure).await?;
+                }
                 while reported.as_ref() == Some(&erasure) {
                     let tick = tokio::time::sleep(PROGRESS_INTERVAL);
                     if stop.run_until_cancelled(tick).await.is_none() {
-                        let message = format!(
-                            "the service is shutting down; erasure {} goes on at another instance or at the next start",
-                            erasure.id.0
-                        );
-                        return Err(status::unavailable("SHUTTING_DOWN", message));
+                        return Err(shutting_down(id));
                     }
-                    let now = user_data.erasure(erasure.id).await;
-                    erasure = now.map_err(|e| error_to_status(&e))?.unwrap_or(erasure);
+                    erasure = read(&user_data, erasure).await?;
                 }
                 let answer = v1::EraseUserResponse {
                     erasure: Some(erasure_to_v1(erasure.clone())),
@@ -162,6 +165,19 @@ impl UserDataApi {
     }
 }
 
+async fn read(user_data: &UserData, erasure: Erasure) -> Result<Erasure, Status> {
+    let read = user_data.erasure(erasure.id).await;
+    Ok(read.map_err(|e| error_to_status(&e))?.unwrap_or(erasure))
+}
+
+fn shutting_down(id: ErasureId) -> Status {
+    let message = format!(
+        "the service is shutting down; erasure {} goes on at another instance or at the next start",
+        id.0
+    );
+    status::unavailable("SHUTTING_DOWN", message)
+}
+
 fn user_not_found() -> Status {
     status::not_found("USER_NOT_FOUND", "there is no such user")
 }
@@ -170,7 +186,7 @@ fn error_to_status(error: &Error) -> Status {
     match error {
         Error::Store(error) => status::from_store(error),
         Error::Mesh(error) => status::from_mesh(error),
-        Error::Unfinished | Error::Abandoned => status::internal(error),
+        Error::Unfinished | Error::NoErasure | Error::Abandoned => status::internal(error),
     }
 }
 
@@ -184,6 +200,9 @@ fn erasure_to_v1(erasure: Erasure) -> v1::Erasure {
             .unwrap_or_default(),
         actor: erasure.actor,
         request_time: Some(timestamp_to_proto(erasure.requested_at)),
+        forget_time: erasure
+            .forgotten
+            .map(|forgotten| timestamp_to_proto(forgotten.at)),
         complete_time: erasure.completed_at.map(timestamp_to_proto),
         counts: Some(v1::ErasedCounts {
             post_count: counts.posts,

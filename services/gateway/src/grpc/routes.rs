@@ -20,15 +20,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, service::Routes};
 
 use super::{
-    delivery::DeliveryApi,
-    device::DeviceApi,
-    key::KeyApi,
-    mesh::MeshApi,
-    post::PostApi,
-    preference::PreferenceApi,
-    server::ServiceDeps,
-    submit::{Authors, Submitter},
-    timeline::TimelineApi,
+    delivery::DeliveryApi, device::DeviceApi, key::KeyApi, mesh::MeshApi, post::PostApi,
+    preference::PreferenceApi, server::ServiceDeps, submit::Submitter, timeline::TimelineApi,
 };
 use crate::{
     Config, Error,
@@ -113,7 +106,6 @@ pub(super) fn routes(
         archive_watermark: archive_watermark.clone(),
         request_history,
         stream_watch,
-        authors: Authors::new(&*users),
         author_rates: Rates::new(config.limits.per_author()),
         quota: PostQuota::new(config.limits.posts_per_day_max, posts.clone()),
         metrics,

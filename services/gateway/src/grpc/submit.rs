@@ -12,7 +12,6 @@ use herald_proto::{mesh_v1, v1};
 use herald_recovery::StreamWatch;
 use herald_rpc::status;
 use herald_store::{ErrorKind, Posts, Users};
-use moka::sync::Cache;
 use tonic::Status;
 use uuid::Uuid;
 
@@ -27,8 +26,6 @@ use crate::{
     request_history::{self, HistoryReading, RequestHistory},
 };
 
-/// Maximum number of authors whose keys are cached, some 10 MB.
-const AUTHORS_MAX: u64 = 100_000;
 /// Maximum time to find out whether a post over the quota is a repeated one.
 const REPEATED_WAIT_MAX: Duration = Duration::from_secs(2);
 
@@ -118,22 +115,6 @@ impl From<AcceptedPost> for v1::SubmitPostResponse {
     }
 }
 
-/// The keys of authors that the gateway knows. Clones share them.
-#[derive(Clone)]
-pub(crate) struct Authors(Cache<UserId, UserKey>);
-
-impl Authors {
-    /// Keeps a key for [`Users::cached_for`], as the store does. An erasure of the author waits for both.
-    pub(crate) fn new(users: &dyn Users) -> Self {
-        Self(
-            Cache::builder()
-                .max_capacity(AUTHORS_MAX)
-                .time_to_live(users.cached_for())
-                .build(),
-        )
-    }
-}
-
 /// Accepts posts. Clones share the connections.
 #[derive(Clone)]
 pub(crate) struct Submitter {
@@ -144,7 +125,6 @@ pub(crate) struct Submitter {
     pub(crate) archive_watermark: ArchiveWatermark,
     pub(crate) request_history: RequestHistory,
     pub(crate) stream_watch: StreamWatch,
-    pub(crate) authors: Authors,
     pub(crate) author_rates: Rates<UserId>,
     pub(crate) quota: PostQuota,
     pub(crate) metrics: Metrics,
@@ -278,7 +258,8 @@ impl Submitter {
 
     /// The key of an author; `None` if it is not cached and the store is away: then the readers of the post look it up.
     async fn author_key(&self, author: &UserId) -> Result<Option<UserKey>, Status> {
-        if let Some(key) = self.authors.0.get(author) {
+        // The cache of the store is the only one: it forgets authors who are erased.
+        if let Some(key) = self.users.cached_key(author) {
             return Ok(Some(key));
         }
         // A store that hangs would take the caller's deadline.
@@ -286,10 +267,7 @@ impl Submitter {
             return Ok(None);
         }
         match herald_posts::author_key(&*self.users, NO_KEY, author).await {
-            Ok(key) => {
-                self.authors.0.insert(author.clone(), key);
-                Ok(Some(key))
-            }
+            Ok(key) => Ok(Some(key)),
             Err(error) if error.is_away() => {
                 self.archive_watermark.note_store_away();
                 Ok(None)
@@ -357,6 +335,13 @@ impl Submitter {
             Evidence::Store(reading) => self.archive_watermark.check_fresh(reading)?,
             Evidence::History(reading) => self.request_history.check_fresh(reading)?,
         }
+        // The author can have been erased since the key was read: then the post is one of a new user with this id.
+        let author = match author {
+            Some(key) if self.users.cached_key(&new.author) != Some(key) => {
+                self.author_key(&new.author).await?
+            }
+            read => read,
+        };
         let is_generated = matches!(evidence, Evidence::Generated);
         let at = Timestamp::now();
         let message_id = if herald_failpoints::negative_control!("gateway.random-ids") {

@@ -1,11 +1,8 @@
 //! Posts are accepted while the store can't be reached, and none of them twice.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use async_nats::{
@@ -127,8 +124,8 @@ impl Users for AwayUsers {
         self.0.last_key().await
     }
 
-    fn cached_for(&self) -> Duration {
-        self.0.cached_for()
+    fn cached_key(&self, id: &UserId) -> Option<UserKey> {
+        self.0.cached_key(id)
     }
 }
 

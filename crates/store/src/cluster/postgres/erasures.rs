@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_model::{UserId, time::Timestamp};
+use herald_model::{PostId, UserId, time::Timestamp};
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{Attempt, Postgres, PostgresUsers, keys};
 use crate::{
-    ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Result,
+    ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Forgotten, Result,
     erasures::{missing, placeholder},
 };
 
@@ -16,8 +16,8 @@ use crate::{
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, user_key, user_id, actor, requested_at, completed_at, posts, follows, devices, timeline_entries, ",
-            "messages, dead_letters FROM herald.erasures ",
+            "SELECT id, user_key, user_id, actor, requested_at, forgotten_at, last_post, completed_at, posts, follows, devices, ",
+            "timeline_entries, messages, dead_letters FROM herald.erasures ",
             $rest
         )
     };
@@ -83,6 +83,7 @@ impl PostgresErasures {
             user_id: Some(id.clone()),
             actor: actor.into(),
             requested_at: now,
+            forgotten: None,
             completed_at: None,
             counts: ErasedCounts::default(),
         }))
@@ -142,6 +143,34 @@ impl crate::Erasures for PostgresErasures {
         rows.iter().map(erasure).collect()
     }
 
+    async fn is_forgotten(&self, id: ErasureId) -> Result<bool> {
+        const IS_FORGOTTEN: &str = "
+            SELECT NOT EXISTS (
+                SELECT FROM herald.users_caches
+                WHERE seen < $1 AND ends_at > clock_timestamp()
+            )";
+        self.postgres
+            .call("read who caches an erased user", || async {
+                let is_forgotten = sqlx::query_scalar(IS_FORGOTTEN).bind(keys::bigint(id.0));
+                Ok(is_forgotten.fetch_one(self.postgres.pool()).await?)
+            })
+            .await
+    }
+
+    async fn record_forgotten(&self, id: ErasureId, forgotten: &Forgotten) -> Result<()> {
+        const RECORD: &str = "
+            UPDATE herald.erasures SET forgotten_at = coalesce(forgotten_at, $2), last_post = coalesce(last_post, $3)
+            WHERE id = $1";
+        let forgotten = *forgotten;
+        self.change(id, "record that an erased user is forgotten", false, move || {
+            sqlx::query(RECORD)
+                .bind(keys::bigint(id.0))
+                .bind(forgotten.at.0)
+                .bind(keys::bigint(forgotten.last_post.0))
+        })
+        .await
+    }
+
     async fn add(&self, id: ErasureId, counts: &ErasedCounts) -> Result<()> {
         const ADD: &str = "
             UPDATE herald.erasures SET posts = posts + $2, follows = follows + $3, devices = devices + $4,
@@ -191,6 +220,15 @@ fn erasure(row: &PgRow) -> Result<Erasure> {
     let id = number("id")?;
     let user_id: Option<String> = row.try_get("user_id").map_err(malformed)?;
     let completed_at: Option<i64> = row.try_get("completed_at").map_err(malformed)?;
+    let forgotten_at: Option<i64> = row.try_get("forgotten_at").map_err(malformed)?;
+    let last_post: Option<i64> = row.try_get("last_post").map_err(malformed)?;
+    let forgotten = match (forgotten_at, last_post) {
+        (Some(at), Some(last_post)) => Some(Forgotten {
+            at: Timestamp(at),
+            last_post: PostId(keys::number(last_post)?),
+        }),
+        _ => None,
+    };
     Ok(Erasure {
         id: ErasureId(id),
         user: keys::user(row.try_get("user_key").map_err(malformed)?)?,
@@ -200,6 +238,7 @@ fn erasure(row: &PgRow) -> Result<Erasure> {
         })?,
         actor: row.try_get("actor").map_err(malformed)?,
         requested_at: Timestamp(row.try_get("requested_at").map_err(malformed)?),
+        forgotten,
         completed_at: completed_at.map(Timestamp),
         counts: ErasedCounts {
             posts: number("posts")?,

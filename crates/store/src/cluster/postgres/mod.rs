@@ -37,6 +37,7 @@ mod stream_marks;
 mod tests;
 mod totals;
 mod users;
+mod users_caches;
 
 pub(crate) use api_keys::PostgresApiKeys;
 pub(crate) use dead_letters::PostgresDeadLetters;
@@ -54,4 +55,4 @@ pub(crate) use preferences::PostgresPreferences;
 pub(crate) use retention::PostgresRetention;
 pub(crate) use stream_marks::PostgresStreamMarks;
 pub(crate) use totals::PostgresTotals;
-pub(crate) use users::{PostgresUsers, USERS_CACHED_FOR};
+pub(crate) use users::PostgresUsers;

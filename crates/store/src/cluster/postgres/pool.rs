@@ -13,6 +13,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::timeout;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{
     Attempt, ObservedPool,
@@ -74,6 +78,9 @@ pub(crate) struct Postgres {
     stale_before: Arc<Mutex<Option<Instant>>>,
     /// When a write last failed because the server is full, with the error's message.
     full: Arc<Mutex<Option<(Instant, String)>>>,
+    /// Tasks that end before the connections are closed.
+    tasks: TaskTracker,
+    closing: CancellationToken,
 }
 
 impl Postgres {
@@ -124,6 +131,8 @@ impl Postgres {
             call_timeout: config.call_timeout(),
             stale_before,
             full: Arc::default(),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
         })
     }
 
@@ -216,8 +225,22 @@ impl Postgres {
         Some(message.clone())
     }
 
+    /// Starts a task in the runtime of the engine. It must end soon after its token is cancelled: when the returned guard
+    /// is dropped, or before the connections are closed.
+    pub(super) fn spawn<F>(&self, task: impl FnOnce(CancellationToken) -> F) -> DropGuard
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.closing.child_token();
+        self.tasks.spawn(task(stop.clone()));
+        stop.drop_guard()
+    }
+
     /// Closes all connections. Later calls fail.
     pub(crate) async fn close(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+        drop(timeout(self.call_timeout, self.tasks.wait()).await);
         // Waits for the connections in use, which calls give back after their time-out at the latest.
         drop(timeout(self.call_timeout, self.pool.close()).await);
     }

@@ -1,25 +1,23 @@
-//! The dictionary of users. A row changes once, when its user is erased; other processes notice that by the age of
-//! their cached rows.
+//! The dictionary of users. A row changes once, when its user is erased; other processes notice that as
+//! [`users_caches`](super::users_caches) says.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::FutureExt;
 use herald_model::{UserId, UserKey};
+use tokio_util::sync::DropGuard;
 
 use super::{
     Attempt, Postgres, Transaction,
     batch::{BatchLimits, Batcher},
     keys,
+    users_caches::{CacheKeeper, LEASE},
 };
 use crate::{Error, ErrorKind, Result, users_cache::UsersCache};
-
-/// Maximum age of cached rows.
-pub(crate) const USERS_CACHED_FOR: Duration = Duration::from_mins(1);
 
 /// Batches of the users of concurrent calls. One at a time: all wait for the lock of the counter.
 const BATCHES: BatchLimits = BatchLimits {
@@ -32,13 +30,29 @@ const BATCHES: BatchLimits = BatchLimits {
 pub(crate) struct PostgresUsers {
     postgres: Postgres,
     writes: Batcher<Vec<String>, HashMap<String, UserKey>>,
-    cache: UsersCache,
+    cache: Arc<UsersCache>,
+    /// Ends the task that keeps the cache up to date.
+    _keeper: Option<DropGuard>,
 }
 
 impl PostgresUsers {
-    /// Starts the task that writes batches; must be called inside of the runtime of the engine. `cache_bytes_max` bounds
-    /// the cache of each direction.
+    /// Starts the tasks that write batches and keep the cache up to date; must be called inside of the runtime of the
+    /// engine. `cache_bytes_max` bounds the cache of each direction; 0: there is no cache, and nothing is written before
+    /// the first call.
     pub(crate) fn new(postgres: &Postgres, cache_bytes_max: u64) -> Self {
+        let cache = Arc::new(UsersCache::leased(cache_bytes_max));
+        let keeper = (cache_bytes_max > 0).then(|| {
+            let keeper = CacheKeeper::new(postgres, &cache, LEASE);
+            postgres.spawn(|stop| keeper.run(stop))
+        });
+        Self {
+            _keeper: keeper,
+            ..Self::with_cache(postgres, cache)
+        }
+    }
+
+    /// With a cache that others keep up to date.
+    pub(super) fn with_cache(postgres: &Postgres, cache: Arc<UsersCache>) -> Self {
         let shared = postgres.clone();
         let writes = Batcher::start(BATCHES, Vec::len, move |calls| {
             let postgres = shared.clone();
@@ -47,7 +61,8 @@ impl PostgresUsers {
         Self {
             postgres: postgres.clone(),
             writes,
-            cache: UsersCache::new(cache_bytes_max, Some(USERS_CACHED_FOR)),
+            cache,
+            _keeper: None,
         }
     }
 
@@ -255,7 +270,7 @@ impl crate::Users for PostgresUsers {
         Ok((last > 0).then(|| keys::user(last)).transpose()?)
     }
 
-    fn cached_for(&self) -> Duration {
-        USERS_CACHED_FOR
+    fn cached_key(&self, id: &UserId) -> Option<UserKey> {
+        self.cache.key(id)
     }
 }

@@ -25,11 +25,12 @@ Examples:
 
 /// Erase all that is held of a user: posts, follows, devices, preferences, timeline and the user id
 ///
-/// Stop acting for the user first: a call that names the user id later creates a new user. The posts, follows and
-/// devices are removed at once, texts and the timeline when messages in flight are settled. It goes on in the server,
-/// also if this command is stopped. With PostgreSQL it takes at least 2 minutes: until then other processes can know
-/// the user id, and posts that they accept for it are erased too. What remains is a record of the erasure without the user id: `herald user
-/// erasures` lists it. Copies that left Herald are not erased: backups, the files of analytics, and pushes that were
+/// Stop acting for the user first: a call that names the user id later creates a new user. First every process forgets
+/// the user id. With PostgreSQL that takes a second or two, and up to 65 seconds if a process was killed or can't reach
+/// the database. What was accepted for the id until then is erased, what is accepted later belongs to the new user.
+/// Posts, follows and devices are removed then, texts and the timeline when messages in flight are settled. It goes on
+/// in the server, also if this command is stopped. What remains is a record of the erasure without the user id: `herald
+/// user erasures` lists it. Copies that left Herald are not erased: backups, the files of analytics, and pushes that were
 /// sent.
 ///
 /// Asks for confirmation on a terminal; any answer but yes is exit code 1. Without a terminal --yes is required.
@@ -44,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long, short = 'y')]
     yes: bool,
 
-    /// Return when the erasure is recorded; the server goes on with it
+    /// Return when every process has forgotten the user id; the server goes on with the rest
     #[arg(long)]
     no_wait: bool,
 }
@@ -92,14 +93,14 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         .await?
         .into_inner();
     let bar = context.output.progress_bar(None, "{spinner} {msg}");
-    let mut has_begun = false;
+    bar.set_message("waiting until every process has forgotten the user id");
+    bar.tick();
     let outcome = loop {
         match responses.message().await {
             Ok(Some(response)) => {
                 let Some(erasure) = response.erasure.map(Erasure::from) else {
                     break Err(Failure::failed("the server's response has no erasure"));
                 };
-                has_begun = true;
                 show_progress(&bar, &erasure);
                 if args.no_wait || erasure.is_complete() {
                     break Ok(erasure);
@@ -116,16 +117,15 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     bar.finish_and_clear();
     match outcome {
         Ok(erasure) => context.output.show(&Outcome { erasure }),
-        Err(failure) if has_begun => Err(failure
+        Err(failure) => Err(failure
             .hint("the server goes on with the erasure; `herald user erasures` shows when it is complete")),
-        Err(failure) => Err(failure),
     }
 }
 
 fn show_progress(bar: &ProgressBar, erasure: &Erasure) {
     bar.tick();
     bar.set_message(format!(
-        "erasure {} goes on in the server (with PostgreSQL for at least 2 minutes): {}",
+        "erasure {} goes on in the server: {}",
         erasure.erasure_id,
         erasure.counts.text()
     ));

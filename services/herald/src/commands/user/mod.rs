@@ -57,6 +57,7 @@ struct Erasure {
     user_id: Option<String>,
     actor: String,
     request_time: Option<String>,
+    forget_time: Option<String>,
     complete_time: Option<String>,
     counts: Counts,
     #[serde(skip)]
@@ -80,6 +81,7 @@ impl From<herald_proto::v1::Erasure> for Erasure {
             erasure_id: erasure.erasure_id,
             user_id: Some(erasure.user_id).filter(|user| !user.is_empty()),
             request_time: rfc3339(erasure.request_time.as_ref()),
+            forget_time: rfc3339(erasure.forget_time.as_ref()),
             complete_time: rfc3339(erasure.complete_time.as_ref()),
             requested: erasure.request_time,
             actor: erasure.actor,

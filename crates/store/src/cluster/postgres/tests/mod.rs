@@ -11,6 +11,7 @@ mod records;
 mod retention;
 mod storage_keys;
 mod totals;
+mod users_caches;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
