@@ -265,6 +265,7 @@ later!(Posts "posts" {
     list(after: Option<PostId>, limit: usize) -> Vec<PostId>;
     of_author(author: UserKey, after: Option<PostId>, limit: usize) -> Vec<PostId>;
     erase_texts(posts: &[PostId]) -> u64;
+    erase_damaged(author: UserKey, posts: &[PostId], at: Timestamp) -> Vec<PostId>;
 });
 
 later!(Devices {

@@ -9,10 +9,8 @@ pub enum Error {
     /// The store failed.
     #[error("the store failed: {0}")]
     Store(#[from] herald_store::Error),
-    /// Posts of the user are left: one was archived while the posts were erased, or a damaged one can't be erased.
-    #[error(
-        "posts of the user are left: one was archived during the erasure, or a damaged one can't be erased"
-    )]
+    /// Posts of the user are left: one was archived while the posts were erased.
+    #[error("posts of the user are left: one was archived during the erasure")]
     Unfinished,
     /// There is no erasure with this id.
     #[error("there is no such erasure")]

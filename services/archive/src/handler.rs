@@ -277,6 +277,15 @@ mod tests {
         async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
             self.inner.erase_texts(posts).await
         }
+
+        async fn erase_damaged(
+            &self,
+            author: UserKey,
+            posts: &[PostId],
+            at: Timestamp,
+        ) -> Result<Vec<PostId>> {
+            self.inner.erase_damaged(author, posts, at).await
+        }
     }
 
     fn post(id: u64) -> Archived {

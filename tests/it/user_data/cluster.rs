@@ -244,7 +244,7 @@ async fn posts_follows_and_devices_are_removed_before_messages_are_settled() {
         "--webhook",
         "https://example.com/",
         "--secret",
-        "c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
+        "whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ=",
     ];
     process.cli(&device).await;
     process.cli(&["follow", "ann", AUTHOR]).await;

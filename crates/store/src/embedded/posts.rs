@@ -74,6 +74,11 @@ enum Job {
     Archive(Vec<Archived>),
     TrimRequests(Timestamp),
     EraseTexts(Vec<u64>),
+    EraseDamaged {
+        author: UserKey,
+        posts: Vec<u64>,
+        at: Timestamp,
+    },
     TrimTexts(Timestamp),
     HidePosts {
         before: Timestamp,
@@ -220,6 +225,9 @@ impl Tables {
             Job::Archive(_) => 0,
             Job::TrimRequests(now) => self.trim_requests(&mut pending, now)?,
             Job::EraseTexts(posts) => self.erase_texts(&mut pending, &posts)?,
+            Job::EraseDamaged { author, posts, at } => {
+                self.erase_damaged(&mut pending, author, &posts, at)?
+            }
             Job::TrimTexts(before) => self.trim_texts(&mut pending, before)?,
             Job::HidePosts {
                 before,
@@ -447,6 +455,10 @@ impl crate::Posts for EmbeddedPosts {
 
     async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
         self.erase(posts).await.map(|erased| erased as u64)
+    }
+
+    async fn erase_damaged(&self, author: UserKey, posts: &[PostId], at: Timestamp) -> Result<Vec<PostId>> {
+        self.erase_damaged_of(author, posts, at).await
     }
 }
 

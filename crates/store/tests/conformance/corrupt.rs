@@ -169,6 +169,56 @@ pub async fn a_damaged_post_fails_only_its_readers<E: Engine>(engine: &mut E) {
     );
 }
 
+pub async fn a_damaged_post_is_erased_whole<E: Engine>(engine: &mut E) {
+    let request = |id: PostId| format!("r{id}");
+    let created = |id: PostId| Archived::Created(post(id.0, &request(id), Timestamp::now()));
+    let (good, shown, deleted) = (PostId(6), POST, PostId(8));
+    let all = [good, shown, deleted];
+    let (deleted_at, at) = (Timestamp(5), Timestamp(9));
+    let archive = [
+        created(good),
+        created(shown),
+        created(deleted),
+        Archived::Deleted {
+            post: deleted,
+            at: deleted_at,
+        },
+    ];
+    engine.stores().posts.archive(&archive).await.unwrap();
+    for damaged in [shown, deleted] {
+        engine.damage(Row::Post(damaged)).await;
+    }
+    let posts = engine.stores().posts;
+    assert_eq!(posts.of_author(AUTHOR, None, 9).await.unwrap(), all);
+    let others = posts.erase_damaged(UserKey(AUTHOR.0 + 1), &[good], at).await;
+    assert_eq!(others.unwrap(), []);
+    for changed in [vec![shown, deleted], Vec::new()] {
+        let erased = posts.erase_damaged(AUTHOR, &all, at).await.unwrap();
+        assert_eq!(erased, changed);
+    }
+    let read = posts.get(&all).await.unwrap();
+    let read: Vec<_> = read.into_iter().map(Option::unwrap).collect();
+    for (post, deleted_at) in read[1..].iter().zip([at, deleted_at]) {
+        assert!(post.is_erased() && post.author == AUTHOR, "{post:?}");
+        assert_eq!(post.deleted_at, Some(deleted_at));
+    }
+    assert!(!read[0].is_erased());
+    assert_eq!(posts.newest_by_author(AUTHOR, deleted, 9).await.unwrap(), [good]);
+    assert_eq!(posts.of_author(AUTHOR, None, 9).await.unwrap(), [good]);
+    for (id, found) in [(good, Some(good)), (shown, None), (deleted, None)] {
+        assert_eq!(posts.find_by_request(AUTHOR, &request(id)).await.unwrap(), found);
+    }
+    // What is left is like any erased post.
+    posts.archive(&[created(shown)]).await.unwrap();
+    assert!(
+        posts.get(&[shown]).await.unwrap()[0]
+            .as_ref()
+            .unwrap()
+            .is_erased()
+    );
+    assert_eq!(posts.erase_texts(&[shown, deleted]).await.unwrap(), 0);
+}
+
 pub async fn a_damaged_dead_letter_is_left_out_and_hinders_no_redrive<E: Engine>(engine: &mut E) {
     let all = [1, 2, 3];
     let letters = all.map(dead_letter);

@@ -208,6 +208,7 @@ on_each_engine! {
         a_damaged_outcome_fails_only_its_chunk
         a_damaged_chunk_fails_only_its_plan
         a_damaged_post_fails_only_its_readers
+        a_damaged_post_is_erased_whole
         a_damaged_dead_letter_is_left_out_and_hinders_no_redrive
     }
     limits {

@@ -6,7 +6,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use herald_mesh::{Subject, streams};
 use herald_model::{Post, PostId, time::Timestamp};
 use herald_proto::mesh_v1::{LiveUpdates, PostCreated, PostDeleted};
-use herald_store::{Archived, ErasedCounts};
+use herald_store::{Archived, ErasedCounts, ErrorKind};
 use prost::Message as _;
 
 use super::{Erase, messages::Found};
@@ -54,24 +54,40 @@ impl Erase<'_> {
     /// Deletes the posts of the user that the archive has.
     pub(super) async fn delete_archived(&self) -> Result<()> {
         let posts = &self.data.stores.posts;
+        // Pages by id, because damaged posts are not deleted before their texts are removed.
+        let mut up_to = PostId(u64::MAX);
         loop {
-            let page = posts
-                .newest_by_author(self.erasure.user, PostId(u64::MAX), PAGE)
-                .await?;
-            if page.is_empty() {
-                break;
-            }
+            let page = posts.newest_by_author(self.erasure.user, up_to, PAGE).await?;
+            let Some(last) = page.last() else {
+                return Ok(());
+            };
             self.delete(&page).await?;
+            up_to = PostId(last.0.saturating_sub(1));
         }
-        Ok(())
+    }
+
+    /// Reads posts, except damaged ones.
+    async fn read(&self, ids: &[PostId]) -> Result<Vec<Post>> {
+        let posts = &self.data.stores.posts;
+        match posts.get(ids).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {}
+            read => return Ok(read?.into_iter().flatten().collect()),
+        }
+        let mut read = Vec::with_capacity(ids.len());
+        for id in ids {
+            match posts.get(&[*id]).await {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {}
+                one => read.extend(one?.into_iter().flatten()),
+            }
+        }
+        Ok(read)
     }
 
     /// Publishes the deletions of posts, and writes them to the archive. Posts that are deleted already stay as they
     /// are.
     async fn delete(&self, ids: &[PostId]) -> Result<()> {
-        let posts = self.data.stores.posts.get(ids).await?;
-        let posts = posts.into_iter().flatten();
-        let posts: Vec<Post> = posts.filter(|post| post.deleted_at.is_none()).collect();
+        let mut posts = self.read(ids).await?;
+        posts.retain(|post| post.deleted_at.is_none());
         if posts.is_empty() {
             return Ok(());
         }
@@ -124,12 +140,33 @@ impl Erase<'_> {
                 break;
             };
             after = Some(*last);
+            self.erase_damaged(&page).await?;
             self.erase_texts(&page).await?;
         }
         for page in keyless.chunks(PAGE) {
             self.erase_texts(page).await?;
         }
         Ok(())
+    }
+
+    /// Removes the texts of damaged posts. They were not deleted, so watchers were not told.
+    async fn erase_damaged(&self, ids: &[PostId]) -> Result<()> {
+        let posts = &self.data.stores.posts;
+        let damaged = posts
+            .erase_damaged(self.erasure.user, ids, Timestamp::now())
+            .await?;
+        for post in &damaged {
+            tracing::error!(
+                erasure_id = self.erasure.id.0,
+                post_id = post.0,
+                "erased a damaged post: its lane and the time of its acceptance can be wrong now"
+            );
+        }
+        self.count(ErasedCounts {
+            posts: damaged.len() as u64,
+            ..ErasedCounts::default()
+        })
+        .await
     }
 
     async fn erase_texts(&self, ids: &[PostId]) -> Result<()> {

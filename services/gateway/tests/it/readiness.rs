@@ -95,6 +95,10 @@ impl Posts for FillablePosts {
     async fn erase_texts(&self, posts: &[PostId]) -> Result<u64> {
         self.posts.erase_texts(posts).await
     }
+
+    async fn erase_damaged(&self, author: UserKey, posts: &[PostId], at: Timestamp) -> Result<Vec<PostId>> {
+        self.posts.erase_damaged(author, posts, at).await
+    }
 }
 
 /// Whether a service is SERVING; the empty name is the whole server.

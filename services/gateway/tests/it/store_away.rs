@@ -98,6 +98,11 @@ impl Posts for AwayPosts {
         self.1.check()?;
         self.0.erase_texts(posts).await
     }
+
+    async fn erase_damaged(&self, author: UserKey, posts: &[PostId], at: Timestamp) -> Result<Vec<PostId>> {
+        self.1.check()?;
+        self.0.erase_damaged(author, posts, at).await
+    }
 }
 
 struct AwayUsers(Arc<dyn Users>, Arc<Switch>);

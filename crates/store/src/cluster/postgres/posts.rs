@@ -341,6 +341,11 @@ impl crate::Posts for PostgresPosts {
         let posts: Vec<i64> = posts.iter().map(|post| keys::bigint(post.0)).collect();
         self.erase(&posts).await
     }
+
+    async fn erase_damaged(&self, author: UserKey, posts: &[PostId], at: Timestamp) -> Result<Vec<PostId>> {
+        let posts: Vec<i64> = posts.iter().map(|post| keys::bigint(post.0)).collect();
+        self.erase_damaged_of(author, &posts, at).await
+    }
 }
 
 /// Adds the request of a post, unless another post of the same call has it.

@@ -90,6 +90,23 @@ impl Row {
         }
     }
 
+    /// The row of a post that can't be decoded, without what the author wrote.
+    pub(crate) fn erased_damaged(author: UserKey, accepted_at: Timestamp) -> Self {
+        Self {
+            author: author.0,
+            author_id: Post::ERASED_AUTHOR.into(),
+            lane: 1,
+            accepted_at: accepted_at.0,
+            erased: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the row of a post can't be decoded.
+    pub(crate) fn is_damaged(id: PostId, bytes: &[u8]) -> bool {
+        Self::decode(bytes).map_or(true, |row| row.into_post(id, None).is_err())
+    }
+
     pub(crate) fn into_post(self, id: PostId, deleted_at: Option<Timestamp>) -> Result<Post> {
         Ok(Post {
             id,

@@ -6,7 +6,11 @@ use fjall::Readable;
 use herald_model::{PostId, UserKey, time::Timestamp};
 use prost::Message;
 
-use super::{CommitBatch, EmbeddedPosts, Job, Tables, by_author_key, decode_id, request_key, time_key};
+use super::{
+    CommitBatch, EmbeddedPosts, Job, Tables, by_author_key, decode_id, request_key,
+    row::{Request, Row},
+    time_key,
+};
 use crate::{ErrorKind, Result, embedded::database::map_err};
 
 /// Maximum number of posts whose texts one commit removes.
@@ -67,6 +71,28 @@ impl EmbeddedPosts {
             erased += self.writes.run(Job::EraseTexts(posts.to_vec())).await?;
         }
         Ok(erased)
+    }
+
+    /// Removes the texts of damaged posts as [`Posts::erase_damaged`](crate::Posts::erase_damaged) does.
+    pub(super) async fn erase_damaged_of(
+        &self,
+        author: UserKey,
+        posts: &[PostId],
+        at: Timestamp,
+    ) -> Result<Vec<PostId>> {
+        let mut damaged = Vec::new();
+        for post in posts {
+            if self.tables.is_damaged(post.0)? {
+                damaged.push(*post);
+            }
+        }
+        damaged.sort_unstable();
+        damaged.dedup();
+        for posts in damaged.chunks(TEXTS_MAX) {
+            let posts = posts.iter().map(|post| post.0).collect();
+            self.writes.run(Job::EraseDamaged { author, posts, at }).await?;
+        }
+        Ok(damaged)
     }
 
     /// Removes the texts of the posts that were deleted before a time, and returns their number.
@@ -183,6 +209,63 @@ impl Tables {
             .insert(&self.posts, post.to_be_bytes(), row.erased().encode_to_vec());
         pending.changed.push(post);
         Ok(true)
+    }
+
+    fn is_damaged(&self, post: u64) -> Result<bool> {
+        let row = self.posts.get(post.to_be_bytes()).map_err(map_err)?;
+        Ok(row.is_some_and(|row| Row::is_damaged(PostId(post), &row)))
+    }
+
+    /// Removes the texts of those of these posts that are damaged, and deletes them. Returns their number.
+    pub(super) fn erase_damaged(
+        &self,
+        pending: &mut CommitBatch,
+        author: UserKey,
+        posts: &[u64],
+        at: Timestamp,
+    ) -> Result<usize> {
+        let mut erased = 0;
+        for post in posts {
+            if !self.is_damaged(*post)? {
+                continue;
+            }
+            let row = Row::erased_damaged(author, self.accepted_before(*post)?);
+            let batch = &mut pending.batch;
+            batch.insert(&self.posts, post.to_be_bytes(), row.encode_to_vec());
+            batch.remove(&self.by_author, by_author_key(author, *post));
+            match self.deletion(*post)? {
+                Some(at) => self.remove_text(pending, author, *post, at),
+                None => batch.insert(&self.deletions, post.to_be_bytes(), at.0.to_be_bytes()),
+            }
+            pending.changed.push(*post);
+            erased += 1;
+        }
+        if erased > 0 {
+            // The request ids can't be read from the posts.
+            for row in self.requests.prefix(author.0.to_be_bytes()) {
+                let (key, request) = row.into_inner().map_err(map_err)?;
+                let request = Request::decode(&request).filter(|request| posts.contains(&request.post));
+                if let Some(request) = request {
+                    pending
+                        .batch
+                        .remove(&self.request_times, time_key(request.at, &key));
+                    pending.batch.remove(&self.requests, &*key);
+                }
+            }
+        }
+        Ok(erased)
+    }
+
+    /// When the post before another one was accepted, as far as one near it can be decoded.
+    fn accepted_before(&self, post: u64) -> Result<Timestamp> {
+        const READ_MAX: usize = 64;
+        for row in self.posts.range(..post.to_be_bytes()).rev().take(READ_MAX) {
+            let row = row.value().map_err(map_err)?;
+            if let Ok(row) = Row::decode(&*row) {
+                return Ok(Timestamp(row.accepted_at));
+            }
+        }
+        Ok(Timestamp(0))
     }
 
     /// Removes a request id, if it stands for this post.

@@ -90,6 +90,70 @@ impl PostgresPosts {
         Ok(ids.len() as u64)
     }
 
+    /// Removes the texts of damaged posts as [`Posts::erase_damaged`](crate::Posts::erase_damaged) does.
+    pub(super) async fn erase_damaged_of(
+        &self,
+        author: UserKey,
+        posts: &[i64],
+        at: Timestamp,
+    ) -> Result<Vec<PostId>> {
+        let mut erased = Vec::new();
+        for posts in posts.chunks(TEXTS_MAX) {
+            let damaged = self
+                .postgres
+                .call("remove the texts of damaged posts", || {
+                    self.erase_damaged_now(author, posts, at)
+                })
+                .await?;
+            erased.extend(damaged);
+        }
+        erased.sort_unstable();
+        Ok(erased)
+    }
+
+    async fn erase_damaged_now(&self, author: UserKey, posts: &[i64], at: Timestamp) -> Attempt<Vec<PostId>> {
+        const READ: &str = "
+            SELECT id, body, accepted_at FROM herald.posts WHERE id = ANY($1) AND author = $2 AND body IS NOT NULL
+            ORDER BY id FOR UPDATE";
+        const ERASE: &str = "
+            UPDATE herald.posts SET body = n.body, erased = true, deleted_at = coalesce(deleted_at, $3)
+            FROM unnest($1::bigint[], $2::bytea[]) AS n (id, body) WHERE posts.id = n.id";
+        // The request ids can't be read from the posts.
+        const REQUESTS: &str = "DELETE FROM herald.post_requests WHERE author = $1 AND post = ANY($2)";
+        let mut transaction = self.postgres.begin().await?;
+        let rows: Vec<(i64, Vec<u8>, Option<i64>)> = sqlx::query_as(READ)
+            .bind(posts)
+            .bind(i64::from(author.0))
+            .fetch_all(&mut *transaction)
+            .await?;
+        let (mut erased, mut ids, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, body, accepted_at) in rows {
+            let post = keys::post(id)?;
+            if Row::is_damaged(post, &body) {
+                let row = Row::erased_damaged(author, Timestamp(accepted_at.unwrap_or(0)));
+                erased.push(post);
+                ids.push(id);
+                bodies.push(row.encode_to_vec());
+            }
+        }
+        if ids.is_empty() {
+            return Ok(erased);
+        }
+        sqlx::query(ERASE)
+            .bind(&ids)
+            .bind(&bodies)
+            .bind(at.0)
+            .execute(&mut *transaction)
+            .await?;
+        sqlx::query(REQUESTS)
+            .bind(i64::from(author.0))
+            .bind(&ids)
+            .execute(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(erased)
+    }
+
     /// Removes the texts of the posts that were deleted before a time, and returns their number.
     pub(crate) async fn trim_texts(&self, before: Timestamp) -> Result<u64> {
         const SQL: &str = "
