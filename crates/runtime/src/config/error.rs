@@ -3,7 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use figment::error::{Actual, Kind};
+use figment::error::Kind;
+
+use super::expected;
 
 /// The layer that set a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,17 +112,19 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Describes an invalid value. Omits a value of the wrong type because it could be a secret.
-pub(super) fn describe(kind: &Kind) -> String {
+/// Describes an invalid value: what is expected, in words, and what was found. `text`: the value if it is one.
+pub(super) fn describe(kind: &Kind, text: Option<&str>) -> String {
     match kind {
-        Kind::InvalidType(actual, expected) => format!("expected {expected}, found {}", type_name(actual)),
-        Kind::InvalidValue(actual, expected) => format!("expected {expected}, found {actual}"),
-        Kind::InvalidLength(length, expected) => format!("expected {expected}, found {length} elements"),
-        Kind::UnknownVariant(name, known) => format!("expected one of {}, found {name:?}", known.join(", ")),
+        Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
+            expected::describe(actual, expected)
+        }
+        Kind::InvalidLength(length, expected) => expected::describe_length(*length, expected),
+        Kind::UnknownVariant(name, known) => format!("must be one of {}, is {name:?}", known.join(", ")),
         Kind::UnknownField(_, known) => describe_unknown_key(known),
         Kind::MissingField(_) => "must be set".into(),
-        Kind::ISizeOutOfRange(value) => format!("{value} is out of range"),
-        Kind::USizeOutOfRange(value) => format!("{value} is out of range"),
+        Kind::ISizeOutOfRange(value) => format!("is out of range: {value}"),
+        Kind::USizeOutOfRange(value) => format!("is out of range: {value}"),
+        Kind::Message(message) => expected::describe_parse_error(message, text),
         other => other.to_string(),
     }
 }
@@ -132,18 +136,4 @@ pub(super) fn describe_unknown_key(known: &[impl AsRef<str>]) -> String {
     }
     let known: Vec<_> = known.iter().map(AsRef::as_ref).collect();
     format!("unknown setting, expected one of {}", known.join(", "))
-}
-
-fn type_name(actual: &Actual) -> &'static str {
-    match actual {
-        Actual::Bool(_) => "a boolean",
-        Actual::Unsigned(_) | Actual::Signed(_) => "an integer",
-        Actual::Float(_) => "a float",
-        Actual::Char(_) | Actual::Str(_) => "a string",
-        Actual::Bytes(_) => "bytes",
-        Actual::Unit | Actual::Option => "nothing",
-        Actual::Seq => "an array",
-        Actual::Map => "a table",
-        _ => "something else",
-    }
 }

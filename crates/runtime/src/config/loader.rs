@@ -196,7 +196,7 @@ impl Loader {
                         .filter(|variable| !variable.verbatim);
                     match variable {
                         Some(variable) => variable.verbatim = true,
-                        None => return Err(self.convert_error(&error)),
+                        None => return Err(self.convert_error(&figment, &error)),
                     }
                 }
             }
@@ -231,7 +231,7 @@ impl Loader {
 
     fn parse_variables(&self, defaults: &Value) -> Result<BTreeMap<String, Variable<'_>>, Error> {
         if let Some(name) = self.not_utf8.iter().find(|name| !self.reserved.contains(name)) {
-            return Err(Error::one(Layer::Environment, key_of(name), "expected UTF-8"));
+            return Err(Error::one(Layer::Environment, key_of(name), "must be UTF-8"));
         }
         let variables = self.env.iter().filter(|(name, _)| !self.reserved.contains(name));
         let mut parsed = BTreeMap::new();
@@ -323,7 +323,7 @@ impl Loader {
         located.unwrap_or_else(|| Error::one(Layer::All, "", reason))
     }
 
-    fn convert_error(&self, error: &figment::Error) -> Error {
+    fn convert_error(&self, figment: &Figment, error: &figment::Error) -> Error {
         let mut problems = Vec::new();
         for error in error.clone() {
             let mut path = error.path.clone();
@@ -337,10 +337,17 @@ impl Loader {
             {
                 path.push(name);
             }
+            let value = figment.find_value(&path.join(".")).ok();
+            let mut reason = describe(&error.kind, value.as_ref().and_then(Value::as_str));
+            // An element of a list is no setting.
+            while let Some(index) = path.last().and_then(|name| name.parse::<usize>().ok()) {
+                path.pop();
+                reason = format!("element {} {reason}", index + 1);
+            }
             problems.push(Problem {
                 layer: self.layer(error.metadata.as_ref()),
                 key: path.join("."),
-                reason: describe(&error.kind),
+                reason,
             });
         }
         Error::many(problems)

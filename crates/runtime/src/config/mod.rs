@@ -11,7 +11,8 @@
 //! setting names the file that has the value of the setting without that ending. `HERALD_NATS__PASSWORD_FILE=/run/pass`
 //! reads `nats.password` from `/run/pass`. A newline at the end is not part of the value.
 //!
-//! An unknown key is an error in every layer. An error contains the layer, the key and the expected value.
+//! An unknown key is an error in every layer. An error contains the layer, the key, what is expected in
+//! words, and the value unless it could be a secret.
 //!
 //! ```
 //! use herald_runtime::config::{Loader, Secret};
@@ -35,6 +36,7 @@
 
 mod bounds;
 mod error;
+mod expected;
 mod loader;
 #[cfg(test)]
 mod tests;

@@ -156,10 +156,20 @@ fn an_error_contains_layer_key_and_expected_type() {
     let loader = Loader::defaults().env([("HERALD_PUSH__WORKERS", "many")]);
     assert_eq!(
         loader.load::<Config>().unwrap_err().to_string(),
-        "HERALD_PUSH__WORKERS in the environment: expected u16, found a string"
+        "HERALD_PUSH__WORKERS in the environment: must be a whole number from 0 to 65535, is \"many\""
     );
     let (layer, key, _) = first_problem(&Loader::defaults().flag("push.workers", Some(70_000)));
     assert_eq!((layer, key.as_str()), (Layer::Flags, "push.workers"));
+}
+
+#[test]
+fn an_error_of_an_element_is_one_of_its_list() {
+    let file = file("lanes = ['high', 5]");
+    let (_, key, reason) = first_problem(&Loader::defaults().file(Some(file.path())));
+    assert_eq!(
+        (key.as_str(), reason.as_str()),
+        ("lanes", "element 2 must be a text, is a whole number")
+    );
 }
 
 #[test]

@@ -243,3 +243,87 @@ impl Config {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The settings, `section__name`.
+    fn settings(prefix: &str, value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let name = format!("{prefix}{}{name}", if prefix.is_empty() { "" } else { "__" });
+                    settings(&name, value, found);
+                }
+            }
+            _ => found.push(prefix.to_owned()),
+        }
+    }
+
+    /// An error of the layers is read by people: it names the setting and what it must be, and no type of the program.
+    #[test]
+    fn the_error_of_a_value_of_another_type_is_in_words() {
+        const PROGRAM: [&str; 18] = [
+            "u8",
+            "u16",
+            "u32",
+            "u64",
+            "usize",
+            "i64",
+            "f32",
+            "f64",
+            "struct",
+            "enum",
+            "sequence",
+            "boolean",
+            "string",
+            "map",
+            "syntax",
+            "variant",
+            "expected",
+            "another type",
+        ];
+        let mut found = Vec::new();
+        settings("", &serde_json::to_value(Config::default()).unwrap(), &mut found);
+        assert!(found.len() > 100, "{found:?}");
+        let mut refused = 0;
+        for setting in &found {
+            let name = format!("HERALD_{}", setting.to_uppercase());
+            for value in [
+                "some text",
+                "true",
+                "-1",
+                "1.5",
+                "[]",
+                "[{}]",
+                "{}",
+                "99999999999999999999",
+            ] {
+                let loader = config::Loader::defaults().env([(&name, value)]);
+                let Err(error) = loader.load::<Config>() else {
+                    continue;
+                };
+                let error = error.to_string();
+                let start = format!("{name} in the environment: ");
+                let reason = error.strip_prefix(&start).unwrap_or_else(|| panic!("{error}"));
+                let reason = reason.strip_prefix("element 1 ").unwrap_or(reason);
+                assert!(
+                    reason.starts_with("must be ") || reason.starts_with("unknown setting"),
+                    "{error}"
+                );
+                let words: Vec<&str> = reason.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+                for term in PROGRAM {
+                    assert!(
+                        !words.contains(&term) && !reason.contains("another type"),
+                        "{error}"
+                    );
+                }
+                refused += 1;
+            }
+        }
+        assert!(refused > 500, "{refused}");
+    }
+}
