@@ -9,6 +9,7 @@ use tonic_types::StatusExt;
 
 use crate::port::Port;
 pub use crate::printable::printable;
+use crate::time::wait;
 
 /// The kind of a failure. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -234,7 +235,7 @@ impl Failure {
             let _ = writeln!(text, "  reason: {}", printable(reason));
         }
         if let Some(after) = details.retry_after {
-            let _ = writeln!(text, "  retry after: {} s", after.as_secs_f64());
+            let _ = writeln!(text, "  retry after: {}", wait(after));
         }
         if let Some(hint) = &details.hint {
             let _ = writeln!(text, "{} {hint}", style("hint:").cyan());
@@ -242,7 +243,7 @@ impl Failure {
         text
     }
 
-    /// The failure as one line with a JSON object.
+    /// The failure as one line with a JSON object. What is not known is left out.
     pub(crate) fn json(&self) -> String {
         #[derive(Serialize)]
         struct Report<'a> {
@@ -253,10 +254,14 @@ impl Failure {
             kind: Kind,
             exit_code: u8,
             message: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
             code: Option<&'static str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             reason: Option<&'a str>,
             fields: &'a [Field],
+            #[serde(skip_serializing_if = "Option::is_none")]
             retry_after_seconds: Option<f64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             hint: Option<&'a str>,
         }
         let details = &self.0;

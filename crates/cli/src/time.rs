@@ -39,6 +39,33 @@ pub fn approximate(duration: Duration) -> String {
     }
 }
 
+/// Formats a time to wait in its two largest units, rounded up: 1.5 s, 45 s, 2 min 5 s, 23 h 59 min, 24 h, 3 days 4 h.
+pub fn wait(duration: Duration) -> String {
+    let millis = duration.as_nanos().div_ceil(1_000_000);
+    let two = |count: u128, per: u128, large: &str, small: &str| match (count / per, count % per) {
+        (larger, 0) => format!("{larger} {large}"),
+        (larger, rest) => format!("{larger} {large} {rest} {small}"),
+    };
+    let rounded = |unit_millis: u128| millis.div_ceil(unit_millis);
+    // What is rounded up to the next unit is said in that unit.
+    if millis < 1_000 {
+        format!("{millis} ms")
+    } else if rounded(100) < 100 {
+        match rounded(100) {
+            tenths if tenths % 10 == 0 => format!("{} s", tenths / 10),
+            tenths => format!("{}.{} s", tenths / 10, tenths % 10),
+        }
+    } else if rounded(1_000) < 60 {
+        format!("{} s", rounded(1_000))
+    } else if rounded(1_000) < 3_600 {
+        two(rounded(1_000), 60, "min", "s")
+    } else if rounded(60_000) <= 2_880 {
+        two(rounded(60_000), 60, "h", "min")
+    } else {
+        two(rounded(3_600_000), 24, "days", "h")
+    }
+}
+
 /// Converts a time of the API; `None` if it is unset or out of range.
 pub fn from_proto(time: Option<&prost_types::Timestamp>) -> Option<Timestamp> {
     time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok())
@@ -121,6 +148,28 @@ mod tests {
         let now = Timestamp::from_second(1_769_846_400).unwrap();
         assert_eq!(time_or_age_at("24h", now).unwrap().as_second(), 1_769_760_000);
         assert!(time_or_age("yesterday").is_err());
+    }
+
+    #[test]
+    fn waits_are_rounded_up_and_have_at_most_two_units() {
+        for (seconds, text) in [
+            (0.0, "0 ms"),
+            (0.25, "250 ms"),
+            (1.5, "1.5 s"),
+            (2.0, "2 s"),
+            (9.99, "10 s"),
+            (44.2, "45 s"),
+            (59.5, "1 min"),
+            (125.0, "2 min 5 s"),
+            (3_599.5, "1 h"),
+            (86_340.0, "23 h 59 min"),
+            (86_399.959_469, "24 h"),
+            (172_800.0, "48 h"),
+            (273_600.0, "3 days 4 h"),
+        ] {
+            assert_eq!(wait(Duration::from_secs_f64(seconds)), text, "{seconds}");
+        }
+        assert!(wait(Duration::MAX).ends_with('h'));
     }
 
     #[test]

@@ -30,6 +30,37 @@ fn error_details_are_kept() {
     assert_eq!(json["error"]["code"], "RESOURCE_EXHAUSTED");
     assert_eq!(json["error"]["exit_code"], 6);
     assert_eq!(json["error"]["fields"][0]["field"], "author_id");
+    assert_eq!(json["error"]["retry_after_seconds"], 1.5);
+}
+
+#[test]
+fn a_long_wait_is_for_people_in_text_and_exact_in_json() {
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(Duration::from_millis(86_399_959)));
+    let failure = Failure::from(Status::with_error_details(
+        Code::ResourceExhausted,
+        "the author has posted too much",
+        details,
+    ));
+    assert!(
+        failure.text().contains("retry after: 24 h\n"),
+        "{}",
+        failure.text()
+    );
+    assert!(
+        failure.json().contains("\"retry_after_seconds\":86399.959"),
+        "{}",
+        failure.json()
+    );
+}
+
+#[test]
+fn json_leaves_out_what_is_not_known() {
+    let json = Failure::failed("no").json();
+    assert_eq!(
+        json,
+        "{\"error\":{\"kind\":\"failed\",\"exit_code\":1,\"message\":\"no\",\"fields\":[]}}\n"
+    );
 }
 
 #[test]

@@ -138,8 +138,10 @@ struct Summary {
 #[derive(Debug, Serialize)]
 struct LineFailure {
     /// Line number, from 1; `None` if the server's index is out of range.
+    #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
     /// The invalid field of the follow, if the server named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
     reason: String,
 }

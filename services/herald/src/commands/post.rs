@@ -7,7 +7,7 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Show, lane_number},
-    time::{self, duration_to_proto, rfc3339},
+    time::{self, duration_to_proto, rfc3339, wait},
 };
 use herald_model::Lane;
 use herald_proto::v1::{SubmitPostRequest, SubmitPostResponse};
@@ -184,9 +184,9 @@ async fn submit(
         retry += 1;
         let delay = backoff.next_delay(failure.retry_after());
         context.output.note(&format!(
-            "{}; retry {retry} of {retries} in {:.1} s",
+            "{}; retry {retry} of {retries} in {}",
             printable(failure.message()),
-            delay.as_secs_f64()
+            wait(delay)
         ));
         tokio::time::sleep(delay).await;
     }

@@ -7,7 +7,7 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Output, Show},
-    time,
+    time::{self, wait},
 };
 use herald_proto::v1::{
     RemovalReason, WatchTimelineRequest, WatchTimelineResponse, watch_timeline_response::Event,
@@ -200,10 +200,10 @@ async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
         }
         let delay = backoff.next_delay(failure.retry_after());
         context.output.note(&format!(
-            "{}; reconnecting to {} in {:.1} s",
+            "{}; reconnecting to {} in {}",
             printable(failure.message()),
             context.global.server,
-            delay.as_secs_f64()
+            wait(delay)
         ));
         is_reconnecting = true;
         tokio::time::sleep(delay).await;
