@@ -12,7 +12,7 @@ use tonic::{
     service::Interceptor,
 };
 
-use crate::failure::Failure;
+use crate::{failure::Failure, port::Port};
 
 /// The variable with the credential itself.
 const TOKEN_VARIABLE: &str = "HERALD_TOKEN";
@@ -35,6 +35,29 @@ pub enum CallerTls {
     Files(ClientFiles),
     /// As it was made elsewhere: for the calls of a process to its own port.
     Made(ClientTls),
+}
+
+impl CallerTls {
+    /// Refuses files of TLS for a server that is called without it: the caller would believe that it is verified.
+    pub(crate) fn refuse_for_plain(&self, server: &str, port: Port) -> Result<(), Failure> {
+        let Self::Files(files) = self else { return Ok(()) };
+        let options = match (&files.authorities, &files.identity) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => "--ca-file (HERALD_CA_FILE) is",
+            (None, Some(_)) => "--cert-file and --key-file (HERALD_CERT_FILE, HERALD_KEY_FILE) are",
+            (Some(_), Some(_)) => {
+                "--ca-file, --cert-file and --key-file (HERALD_CA_FILE, HERALD_CERT_FILE, HERALD_KEY_FILE) are"
+            }
+        };
+        let secure = server.replacen("http://", "https://", 1);
+        Err(Failure::usage(format!(
+            "{options} only for https:// servers, and {server} would be called without TLS"
+        ))
+        .hint(format!(
+            "call {secure} with {}, or leave the files out",
+            port.option()
+        )))
+    }
 }
 
 impl From<Duration> for Caller {
@@ -118,6 +141,7 @@ impl Interceptor for Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Kind;
 
     #[test]
     fn a_credential_is_sent_and_never_printed() {
@@ -138,6 +162,37 @@ mod tests {
             assert!(
                 text.trim().is_empty() || !failure.message().contains(text),
                 "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_of_tls_are_refused_for_a_server_without_it() {
+        let files = |authorities: Option<&str>, identity: Option<(&str, &str)>| {
+            CallerTls::Files(ClientFiles {
+                authorities: authorities.map(Into::into),
+                identity: identity.map(|(certificate, key)| (certificate.into(), key.into())),
+            })
+        };
+        let refused = |tls: CallerTls| tls.refuse_for_plain("http://host:7700", Port::Public);
+        assert!(refused(files(None, None)).is_ok());
+        for (tls, option) in [
+            (files(Some("ca.pem"), None), "--ca-file"),
+            (
+                files(None, Some(("a.pem", "a.key"))),
+                "--cert-file and --key-file",
+            ),
+            (
+                files(Some("ca.pem"), Some(("a.pem", "a.key"))),
+                "--ca-file, --cert-file",
+            ),
+        ] {
+            let failure = refused(tls).unwrap_err();
+            assert_eq!(failure.kind(), Kind::Usage);
+            assert!(failure.message().starts_with(option), "{failure:?}");
+            assert!(
+                failure.text().contains("call https://host:7700 with --server"),
+                "{failure:?}"
             );
         }
     }

@@ -75,6 +75,8 @@ async fn connect(
         endpoint = tls
             .apply(endpoint, &host)
             .map_err(|error| Failure::usage(format!("{server} is not a valid server address: {error}")))?;
+    } else {
+        tls.refuse_for_plain(server, port)?;
     }
     let channel = endpoint
         .connect()

@@ -65,11 +65,11 @@ pub struct Global {
 
     /// A PEM file with the authorities that an https:// server is verified with [default: those of the system]
     ///
-    /// `herald up --tls` prints the file of its authority.
+    /// `herald up --tls` prints the file of its authority. Refused for a server that is called with http://.
     #[arg(long, global = true, env = "HERALD_CA_FILE", value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub ca_file: Option<PathBuf>,
 
-    /// A PEM file with the certificate that this command shows an https:// server that requires one
+    /// A PEM file with the certificate that this command shows an https:// server that requires one; refused for http://
     #[arg(
         long,
         global = true,

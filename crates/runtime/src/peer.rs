@@ -123,6 +123,11 @@ impl Urls {
         Ok(Self(urls))
     }
 
+    /// Whether each of them is `https://`.
+    pub fn all_use_tls(&self) -> bool {
+        self.0.iter().all(is_https)
+    }
+
     /// Whether one of them is `https://`.
     pub fn use_tls(&self) -> bool {
         self.0.iter().any(is_https)

@@ -41,11 +41,12 @@ pub(crate) struct Nats {
     pub(crate) sync_always: bool,
 }
 
-/// TLS to an external NATS server. It is used when the server requires it or the URL begins with `tls://`.
+/// TLS to an external NATS server. It is used when the server requires it, when the URL begins with `tls://`, and always with
+/// one of these settings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct NatsTls {
-    /// Whether a server without TLS is refused.
+    /// Whether a server without TLS is refused. It always is with one of the files.
     pub(crate) required: bool,
     /// PEM file of the authorities that the server's certificate is verified with. Unset: those of the system.
     pub(crate) ca_file: Option<PathBuf>,
@@ -154,11 +155,32 @@ impl Nats {
                 return Err("nats.tls.cert_file must be set, because nats.tls.key_file is".into());
             }
         };
+        // A file of TLS is for a connection with TLS. Without this, a server that offers none would get plain text.
+        let has_files = self.tls.ca_file.is_some() || client.is_some();
         Ok(Tls {
-            required: self.tls.required,
+            required: self.tls.required || has_files,
             ca_file: self.tls.ca_file.clone(),
             client,
         })
+    }
+
+    /// Refuses TLS for the child process, which has none.
+    pub(super) fn validate_child(&self) -> Result<(), String> {
+        let tls = &self.tls;
+        for (key, is_set) in [
+            ("required", tls.required),
+            ("ca_file", tls.ca_file.is_some()),
+            ("cert_file", tls.cert_file.is_some()),
+            ("key_file", tls.key_file.is_some()),
+        ] {
+            if is_set {
+                return Err(format!(
+                    "nats.tls.{key} must not be set without nats.url: the nats-server that Herald starts is called on \
+                     loopback, without TLS"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Checks that the files of TLS can be read. The error starts with the key of the invalid setting.
@@ -209,6 +231,32 @@ mod tests {
         nats.inbox_prefix = "_INBOX.>".into();
         let error = prefix(&nats, &[NatsUser::Push]).unwrap_err();
         assert!(error.starts_with("nats.inbox_prefix must be"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_tls_requires_tls() {
+        let required = |change: fn(&mut Nats)| {
+            let mut nats = Nats::default();
+            change(&mut nats);
+            let config = nats.mesh_config("nats://host:4222", &TopologyConfig::default(), &[]);
+            config.unwrap().tls.required
+        };
+        assert!(!required(|_| ()));
+        assert!(required(|nats| nats.tls.required = true));
+        assert!(required(|nats| nats.tls.ca_file = Some("ca.pem".into())));
+        assert!(required(|nats| {
+            nats.tls.cert_file = Some("a.pem".into());
+            nats.tls.key_file = Some("a.key".into());
+        }));
+        // The nats-server that Herald starts has no TLS.
+        assert_eq!(Nats::default().validate_child(), Ok(()));
+        let mut nats = Nats::default();
+        nats.tls.ca_file = Some("ca.pem".into());
+        let error = nats.validate_child().unwrap_err();
+        assert!(
+            error.starts_with("nats.tls.ca_file must not be set without nats.url"),
+            "{error}"
+        );
     }
 
     #[test]

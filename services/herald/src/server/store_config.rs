@@ -161,7 +161,7 @@ impl Store {
     }
 
     /// Checks the values; the error starts with the key of the first invalid one.
-    pub(super) fn validate(&self) -> Result<(), String> {
+    pub(super) fn validate(&self, timelines: &TimelinesConfig) -> Result<(), String> {
         bounds!("store", self, {
             disk_free_mb_min: 0..=1 << 34,
             records_cache_mb: 0..=CACHE_MB_MAX,
@@ -220,6 +220,84 @@ impl Store {
         if self.is_cluster() && !matches!(scheme, Some("postgres" | "postgresql")) {
             return Err("store.url must be postgres://USER@HOST:PORT/DATABASE".into());
         }
+        self.validate_authorities(timelines)
+    }
+
+    /// Refuses files of authorities that nothing would be verified with.
+    fn validate_authorities(&self, timelines: &TimelinesConfig) -> Result<(), String> {
+        if self.is_cluster() && self.postgres.tls_ca_file.is_some() {
+            let mode = ssl_mode(self.url.expose());
+            let mode = mode.or_else(|| std::env::var("PGSSLMODE").ok());
+            if !matches!(mode.as_deref(), Some("verify-ca" | "verify-full")) {
+                return Err(format!(
+                    "store.postgres.tls_ca_file must not be set without sslmode=verify-full or verify-ca in store.url: \
+                     sslmode is {}, and the certificate of PostgreSQL would not be verified",
+                    mode.as_deref().unwrap_or("unset")
+                ));
+            }
+        }
+        let url = timelines.url.expose();
+        if timelines.tls_ca_file.is_some() && !url.is_empty() && !url.starts_with("rediss:") {
+            return Err(
+                "timelines.tls_ca_file must not be set without rediss://HOST:PORT in timelines.url: redis:// is without TLS"
+                    .into(),
+            );
+        }
         Ok(())
+    }
+}
+
+/// The `sslmode` of a URL of PostgreSQL. The last one counts.
+fn ssl_mode(url: &str) -> Option<String> {
+    let (_, query) = url.split_once('?')?;
+    let parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
+    let mode = parameters.filter(|(name, _)| matches!(*name, "sslmode" | "ssl-mode"));
+    mode.last().map(|(_, mode)| mode.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(store: &str, timelines: &str) -> Result<(), String> {
+        let mut config = Store {
+            url: SecretUrl::new(store),
+            ..Store::default()
+        };
+        config.postgres.tls_ca_file = Some("ca.pem".into());
+        let timelines = TimelinesConfig {
+            url: SecretUrl::new(timelines),
+            tls_ca_file: Some("ca.pem".into()),
+            ..TimelinesConfig::default()
+        };
+        config.validate(&timelines)
+    }
+
+    #[test]
+    fn a_file_of_authorities_is_refused_for_a_connection_that_does_not_use_it() {
+        for url in [
+            "postgres://host/db?sslmode=verify-full",
+            "postgres://host/db?application_name=a&ssl-mode=verify-ca",
+        ] {
+            assert_eq!(check(url, "rediss://host:6379"), Ok(()));
+        }
+        for url in [
+            "postgres://host/db",
+            "postgres://host/db?sslmode=require",
+            "postgres://host/db?sslmode=verify-full&sslmode=disable",
+        ] {
+            let error = check(url, "").unwrap_err();
+            assert!(
+                error.starts_with("store.postgres.tls_ca_file must not be set"),
+                "{error}"
+            );
+        }
+        let error = check("postgres://host/db?sslmode=verify-full", "redis://host:6379").unwrap_err();
+        assert!(
+            error.starts_with("timelines.tls_ca_file must not be set"),
+            "{error}"
+        );
+        // The embedded store has neither.
+        assert_eq!(check("", ""), Ok(()));
     }
 }

@@ -5,7 +5,11 @@ use std::path::Path;
 use herald_local_nats as local;
 use herald_mesh::TopologyMode;
 use herald_model::Lane;
-use herald_runtime::{config::check_bounds, peer::Urls, telemetry};
+use herald_runtime::{
+    config::{SecretUrl, check_bounds},
+    peer::Urls,
+    telemetry,
+};
 use rustix::fs::{Access, access};
 
 use super::{
@@ -27,7 +31,7 @@ impl Config {
             .map_err(|error| format!("internal_tls.{error}"))?;
         self.auth.validate()?;
         self.validate_broker()?;
-        self.store.validate()?;
+        self.store.validate(&self.timelines)?;
         self.archive.validate()?;
         self.gateway.validate()?;
         self.graph.validate()?;
@@ -154,6 +158,7 @@ impl Config {
         if !self.nats.is_child() {
             return Ok(());
         }
+        self.nats.validate_child()?;
         if self.nats.topology != TopologyMode::Apply {
             return Err(
                 "nats.topology must be apply with the nats-server that Herald starts (set nats.url for another \
@@ -194,8 +199,13 @@ impl Config {
             return Err(format!("lanes must be high, normal, low: {error}"));
         }
         for role in [Role::Graph, Role::Analytics, Role::Deadletter] {
-            if let Some(Err(error)) = self.peers.of(role).map(Urls::parse) {
-                return Err(format!("peers.{role} {error}"));
+            let Some(url) = self.peers.of(role) else { continue };
+            let urls = Urls::parse(url).map_err(|error| format!("peers.{role} {error}"))?;
+            if self.internal_tls.ca_file.is_some() && !urls.all_use_tls() {
+                return Err(format!(
+                    "peers.{role} must be https://HOST:PORT, because internal_tls.ca_file is set, is {}",
+                    SecretUrl::new(url).redacted()
+                ));
             }
         }
         Ok(())
@@ -279,8 +289,6 @@ fn check_directory(key: &str, path: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use herald_runtime::config::SecretUrl;
-
     use super::*;
 
     fn error(change: impl FnOnce(&mut Config)) -> String {
@@ -322,6 +330,13 @@ mod tests {
             (
                 error(|c| c.peers.graph = Some("graph:7700".into())),
                 "peers.graph must be http://HOST:PORT or https://HOST:PORT",
+            ),
+            (
+                error(|c| {
+                    c.peers.graph = Some("https://a:7700,http://b:7700".into());
+                    c.internal_tls.ca_file = Some("ca.crt".into());
+                }),
+                "peers.graph must be https://HOST:PORT, because internal_tls.ca_file is set, is https://a:7700,http://b",
             ),
             (
                 error(|c| c.tls.cert_file = Some("server.crt".into())),
