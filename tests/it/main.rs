@@ -39,6 +39,7 @@ mod rate_limits;
 #[path = "../../services/gateway/tests/it/raw_client.rs"]
 mod raw_client;
 mod readme;
+mod reads;
 mod recover;
 mod recover_cluster;
 mod recover_replicas;

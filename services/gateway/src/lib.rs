@@ -12,6 +12,7 @@
 
 mod adapters;
 mod archive_watermark;
+mod arrivals;
 mod config;
 mod domain;
 mod error;

@@ -105,7 +105,8 @@ pub(crate) enum WatchEvent {
 /// Receiver of one watcher; dropping it ends the watch.
 pub(crate) struct Watch {
     id: u64,
-    user: UserKey,
+    /// The user, and before there is one the other end of `queue`.
+    target: Result<UserKey, mpsc::Sender<PostId>>,
     queue: mpsc::Receiver<PostId>,
     slow: Arc<AtomicBool>,
     changes: broadcast::Receiver<Change>,
@@ -133,10 +134,25 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Follows the timeline of a user from now on, for a watch that began without one.
+    pub(crate) fn follow(&mut self, user: UserKey) {
+        let mut state = self.hub.0.state.lock();
+        // Without a subscription the sender is dropped, and the watch is closed as all others were.
+        if let Err(queue) = std::mem::replace(&mut self.target, Ok(user))
+            && state.subscription.is_some()
+        {
+            state.add(user, self.id, queue, self.slow.clone());
+        }
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut state = self.hub.0.state.lock();
-        state.remove(self.user, self.id);
+        if let Ok(user) = self.target {
+            state.remove(user, self.id);
+        }
         state.count -= 1;
         if state.count == 0
             && let Some(subscription) = state.subscription.take()
@@ -148,6 +164,11 @@ impl Drop for Watch {
 }
 
 impl State {
+    fn add(&mut self, user: UserKey, id: u64, queue: mpsc::Sender<PostId>, slow: Arc<AtomicBool>) {
+        let watchers = self.watchers.entry(user).or_default();
+        watchers.push(Watcher { id, queue, slow });
+    }
+
     fn remove(&mut self, user: UserKey, id: u64) {
         if let Some(watchers) = self.watchers.get_mut(&user) {
             watchers.retain(|watcher| watcher.id != id);
@@ -173,9 +194,9 @@ impl Hub {
         }))
     }
 
-    /// Starts a watch of a user's timeline. On return the subscription is active: the watch receives every live
+    /// Starts a watch of a user's timeline, or one that waits for [`Watch::follow`]. On return the subscription is active: the watch receives every live
     /// message published from then on.
-    pub(crate) async fn watch(&self, user: UserKey, caller: Caller) -> Result<Watch, WatchError> {
+    pub(crate) async fn watch(&self, user: Option<UserKey>, caller: Caller) -> Result<Watch, WatchError> {
         let inner = &*self.0;
         let starting = inner.starting.lock().await;
         let (watch, subscribed) = self.register(user, caller)?;
@@ -190,7 +211,7 @@ impl Hub {
     }
 
     /// Adds a watcher; also returns whether there is a subscription.
-    fn register(&self, user: UserKey, caller: Caller) -> Result<(Watch, bool), WatchError> {
+    fn register(&self, user: Option<UserKey>, caller: Caller) -> Result<(Watch, bool), WatchError> {
         let inner = &*self.0;
         let too_many = WatchError::TooMany {
             max: inner.watchers_max,
@@ -202,16 +223,18 @@ impl Hub {
         let id = state.next_id;
         state.next_id += 1;
         state.count += 1;
-        state.watchers.entry(user).or_default().push(Watcher {
-            id,
-            queue: sender,
-            slow: slow.clone(),
-        });
+        let target = match user {
+            Some(user) => {
+                state.add(user, id, sender, slow.clone());
+                Ok(user)
+            }
+            None => Err(sender),
+        };
         inner.metrics.watchers.inc();
         Ok((
             Watch {
                 id,
-                user,
+                target,
                 queue,
                 slow,
                 changes: inner.changes.subscribe(),

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     Config, Error,
     adapters::{Analytics, Audits, DeadLetters, Forward, Forwarding, Graph, UserData},
+    arrivals::Arrivals,
     feed::Feed,
     live::Hub,
     quota::PostQuota,
@@ -124,6 +125,7 @@ pub(super) fn routes(
         users: users.clone(),
         feed,
         hub,
+        arrivals: Arrivals::new(users.clone()),
         heartbeat: Duration::from_millis(config.heartbeat_ms),
         shutdown: shutdown.clone(),
     };

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::watch;
 use crate::{
+    arrivals::Arrivals,
     domain::SeenPosts,
     feed::Feed,
     live::{Hub, WatchError},
@@ -35,6 +36,7 @@ pub(crate) struct TimelineApi {
     pub(crate) users: Arc<dyn Users>,
     pub(crate) feed: Feed,
     pub(crate) hub: Hub,
+    pub(crate) arrivals: Arrivals,
     pub(crate) heartbeat: Duration,
     /// Ends every WatchTimeline stream.
     pub(crate) shutdown: CancellationToken,
@@ -92,8 +94,9 @@ impl TimelineService for TimelineApi {
         };
         let resumed = resumed
             .map_err(|()| status::invalid(&[("resume_token", "is not a resume token of this user")]))?;
-        // A user without a key gets one, so that the watch also receives the first post of the timeline.
-        let user = super::intern_user(&*self.users, user_id).await?;
+        // A read makes no user: the watch of an unknown one waits for its key.
+        let user = super::find_user(&*self.users, user_id.clone()).await?;
+        let arrival = user.is_none().then(|| self.arrivals.of(user_id));
         let watch = self.hub.watch(user, caller).await.map_err(|e| match e {
             WatchError::TooMany { .. } => {
                 status::exhausted("TOO_MANY_WATCHERS", e.to_string(), WATCHERS_RETRY_AFTER)
@@ -102,6 +105,7 @@ impl TimelineService for TimelineApi {
         })?;
         let start = watch::WatchStart {
             user,
+            arrival,
             identity,
             size,
             resumed,

@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    future::pending,
     time::Duration,
 };
 
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::{
+    arrivals::Arrival,
     domain::{SeenPosts, WATCH_WINDOW},
     feed::{self, Feed, RESPONSE_BYTES_MAX},
     live::{Change, Watch, WatchEvent},
@@ -49,7 +51,10 @@ pub(super) fn decode_token(identity: u64, token: &str) -> Result<Option<Vec<u8>>
 
 /// Start of a WatchTimeline stream.
 pub(super) struct WatchStart {
-    pub(super) user: UserKey,
+    /// `None` while the id has no key.
+    pub(super) user: Option<UserKey>,
+    /// Gives the key of a user without one.
+    pub(super) arrival: Option<Arrival>,
     pub(super) identity: u64,
     /// Maximum number of entries in the snapshot.
     pub(super) size: usize,
@@ -59,7 +64,9 @@ pub(super) struct WatchStart {
 
 /// A WatchTimeline stream. Ids of unsent posts wait in the bounded queue of its [`Watch`].
 pub(super) struct WatchStream {
-    user: UserKey,
+    /// `None` until the id has a key. Until then nothing is in its timeline.
+    user: Option<UserKey>,
+    arrival: Option<Arrival>,
     identity: u64,
     /// Size of the snapshot and the posts seen before; `None` once the snapshot is sent.
     start: Option<(usize, Option<SeenPosts>)>,
@@ -78,6 +85,14 @@ pub(super) struct WatchStream {
     shutdown: CancellationToken,
 }
 
+/// The key of a user who is awaited. Cancel safe.
+async fn key_of(arrival: &mut Option<Arrival>) -> UserKey {
+    match arrival {
+        Some(arrival) => arrival.key().await,
+        None => pending().await,
+    }
+}
+
 impl WatchStream {
     pub(super) fn new(
         start: WatchStart,
@@ -93,6 +108,7 @@ impl WatchStream {
         let (resumed, shown) = start.resumed.unzip();
         Self {
             user: start.user,
+            arrival: start.arrival,
             identity: start.identity,
             start: Some((start.size, resumed)),
             shown: shown.unwrap_or_default(),
@@ -146,6 +162,12 @@ impl WatchStream {
                     return Err(status::unavailable("SHUTTING_DOWN", message));
                 }
                 _ = self.compare.tick() => self.compare_with_store().await?,
+                user = key_of(&mut self.arrival) => {
+                    (self.user, self.arrival) = (Some(user), None);
+                    // What is delivered from now on is received live, what was delivered before is in the store.
+                    self.watch.follow(user);
+                    self.compare_with_store().await?;
+                }
                 event = self.watch.next() => match event {
                     WatchEvent::Post(id) => self.unsent.push_back(id),
                     WatchEvent::Change(Change::Deleted(id)) => {
@@ -153,7 +175,7 @@ impl WatchStream {
                             self.removed.insert(id, v1::RemovalReason::Deleted);
                         }
                     }
-                    WatchEvent::Change(Change::Muting(user)) if user != self.user => {}
+                    WatchEvent::Change(Change::Muting(user)) if Some(user) != self.user => {}
                     WatchEvent::Change(Change::Muting(_)) | WatchEvent::ChangesMissed => {
                         self.find_removed().await?;
                     }
@@ -179,8 +201,8 @@ impl WatchStream {
         size: usize,
         resumed: Option<SeenPosts>,
     ) -> Result<v1::WatchTimelineResponse, Status> {
-        let muted = self.feed.muted_authors(self.user).await?;
-        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?.posts;
+        let muted = self.muted_authors().await?;
+        let window = self.newest_ids().await?;
         // Hidden posts of a new stream are replaced by the next posts of the window.
         let (wanted, size) = match &resumed {
             Some(seen) => (
@@ -222,6 +244,21 @@ impl WatchStream {
         Ok(self.build_response(Event::Snapshot(v1::TimelineSnapshot { entries })))
     }
 
+    async fn muted_authors(&self) -> Result<BTreeSet<UserKey>, Status> {
+        match self.user {
+            Some(user) => self.feed.muted_authors(user).await,
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// The posts of the window, newest first.
+    async fn newest_ids(&self) -> Result<Vec<PostId>, Status> {
+        match self.user {
+            Some(user) => Ok(self.feed.newest_ids(user, None, WATCH_WINDOW).await?.posts),
+            None => Ok(Vec::new()),
+        }
+    }
+
     fn add_shown(&mut self, entry: &v1::TimelineEntry) {
         self.shown
             .extend(entry.post.as_ref().map(|post| PostId(post.post_id)));
@@ -236,7 +273,7 @@ impl WatchStream {
             return Ok(());
         }
         let shown: Vec<_> = self.shown.iter().copied().collect();
-        let muted = self.feed.muted_authors(self.user).await?;
+        let muted = self.muted_authors().await?;
         self.removed.extend(self.feed.find_hidden(&shown, &muted).await?);
         Ok(())
     }
@@ -244,7 +281,7 @@ impl WatchStream {
     /// Finds new posts and removals whose live messages were lost.
     async fn compare_with_store(&mut self) -> Result<(), Status> {
         self.find_removed().await?;
-        let window = self.feed.newest_ids(self.user, None, WATCH_WINDOW).await?.posts;
+        let window = self.newest_ids().await?;
         // Oldest first, in the order of their live messages.
         let missed = window.into_iter().rev().filter(|id| !self.seen.contains(*id));
         let before = self.unsent.len();
@@ -259,7 +296,7 @@ impl WatchStream {
             return Ok(None);
         }
         // Read for each post, so that a mute takes effect at once; the store caches preferences.
-        let muted = self.feed.muted_authors(self.user).await?;
+        let muted = self.muted_authors().await?;
         let post = self.feed.read_visible_live(id, &muted).await?;
         self.seen.insert(id);
         let Some(post) = post else { return Ok(None) };

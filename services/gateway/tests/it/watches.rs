@@ -93,6 +93,32 @@ async fn a_watch_sends_a_snapshot_then_live_entries_and_can_be_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_an_unknown_user_makes_none_and_shows_its_first_posts() {
+    let world = World::start().await;
+    let post = world.post("107", "known").await;
+    let last = world.stores.users.last_key().await.unwrap();
+    let mut early = watch(&world, "newcomer", 0, "").await;
+    let mut second = watch(&world, "newcomer", 0, "").await;
+    for responses in [&mut early, &mut second] {
+        assert_eq!(snapshot(responses).await.0, Vec::<u64>::new());
+    }
+    assert_eq!(world.metrics.watchers.get(), 2);
+    assert_eq!(world.stores.users.last_key().await.unwrap(), last);
+
+    // The first post is in the store when its live message is lost or comes before the key is known.
+    world.deliver(post, "newcomer", false).await;
+    assert_eq!(entry(&mut early).await.0, post);
+    assert_eq!(entry(&mut second).await.0, post);
+    // From then on the watch is like any other.
+    let next = world.post("107", "next").await;
+    world.deliver(next, "newcomer", true).await;
+    assert_eq!(entry(&mut early).await.0, next);
+    drop((early, second));
+    wait_until("the watches end", async || world.metrics.watchers.get() == 0).await;
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_skips_muted_authors_and_deleted_posts() {
     let world = World::start().await;
     let mut responses = watch(&world, "reader", 0, "").await;
@@ -345,15 +371,15 @@ async fn watchers_are_limited_and_a_shutdown_ends_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_watchers_share_one_subscription() {
     let world = World::start().await;
+    let mut keys = Vec::new();
+    for i in 0..25 {
+        keys.push(world.key(&format!("reader-{i}")).await);
+    }
     let mut watches = Vec::new();
     for i in 0..50 {
         let mut responses = watch(&world, &format!("reader-{}", i % 25), 0, "").await;
         snapshot(&mut responses).await;
         watches.push(responses);
-    }
-    let mut keys = Vec::new();
-    for i in 0..25 {
-        keys.push(world.key(&format!("reader-{i}")).await);
     }
     keys.sort();
     let recipients = Recipients::from_sorted(keys);
