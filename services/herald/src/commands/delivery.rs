@@ -10,9 +10,7 @@ use herald_cli::{
     client::Client,
     context::Context,
     failure::{Failure, Kind, printable},
-    output::{
-        Show, Size, Table, as_map, channel_name, count, shell_quoted, state_name, suppressed_reason_name,
-    },
+    output::{Show, Size, Table, as_map, channel_name, count, state_name, suppressed_reason_name},
     time::{self, ago, rfc3339},
 };
 use herald_proto::v1::{
@@ -20,6 +18,7 @@ use herald_proto::v1::{
 };
 use serde::Serialize;
 
+use super::paging::{Paging, with_next_page};
 use crate::backoff::Backoff;
 
 const EXAMPLES: &str = "\
@@ -42,7 +41,11 @@ Examples:
 /// not read it for long, or follows too many authors). `expired`: not sent within the push TTL. `dead`: refused for
 /// good, or the attempts are used up; see `herald dlq`. `last`: when the last delivery was made.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(
+    after_long_help = EXAMPLES,
+    mut_arg("page_size", |arg| arg.requires("recipients")),
+    mut_arg("page_token", |arg| arg.requires("recipients"))
+)]
 pub(crate) struct Args {
     /// The id of the post
     #[arg(value_name = "POST")]
@@ -74,24 +77,8 @@ pub(crate) struct Args {
     )]
     state: Option<DeliveryState>,
 
-    /// Recipients per page, 1 to 1,000; 0 uses the server's default, 100
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 0,
-        requires = "recipients",
-        allow_negative_numbers = true
-    )]
-    page_size: i32,
-
-    /// Continue after an earlier page: its `next_page_token`
-    #[arg(
-        long,
-        value_name = "TOKEN",
-        requires = "recipients",
-        allow_hyphen_values = true
-    )]
-    page_token: Option<String>,
+    #[command(flatten)]
+    paging: Paging<100, 1_000>,
 
     /// Print all pages; with --output json one object per page
     #[arg(long, requires = "recipients")]
@@ -290,14 +277,7 @@ impl Show for Recipients {
                 why.replace('_', " "),
             ]);
         }
-        let more = match self.next_page_token.as_str() {
-            "" => String::new(),
-            token => format!(
-                "\n\nnext page: the same command with --page-token {}",
-                shell_quoted(token)
-            ),
-        };
-        table.render() + &more
+        with_next_page(table.render(), "the same command with", &self.next_page_token)
     }
 }
 
@@ -349,44 +329,31 @@ async fn wait(args: &Args, client: &Client, context: &Context) -> Result<(), Fai
 }
 
 async fn list(args: &Args, channel: Channel, client: &Client, context: &Context) -> Result<(), Failure> {
-    let mut page_token = args.page_token.clone().unwrap_or_default();
+    let mut cursor = args.paging.begin(args.all);
     loop {
         let request = client.request(ListRecipientsRequest {
             post_id: args.post_id,
             channel: channel.into(),
             state: args.state.unwrap_or(DeliveryState::Unspecified).into(),
-            page_size: if args.all && args.page_size == 0 {
-                1_000
-            } else {
-                args.page_size
-            },
-            page_token: page_token.clone(),
+            page_size: cursor.size,
+            page_token: cursor.token.clone(),
         });
         let page = client.deliveries().list_recipients(request).await?.into_inner();
         let next = page.next_page_token;
-        let more = args.all && !next.is_empty();
         let recipients = page.recipients.into_iter();
         let recipients = recipients.map(|one| Recipient {
             state: state_name(one.state),
             suppressed_reason: suppressed_reason_name(one.suppressed_reason()),
             user_id: one.user_id,
         });
-        let shown_token = if more && !context.output.is_json() {
-            String::new()
-        } else {
-            next.clone()
-        };
         context.output.show(&Recipients {
             recipients: recipients.collect(),
-            next_page_token: shown_token,
+            next_page_token: cursor.printed_token(&next, context),
         })?;
-        if !more {
+        if cursor.is_last(&next) {
             return Ok(());
         }
-        if next == page_token {
-            return Err(Failure::failed("the server returned the same page token twice"));
-        }
-        page_token = next;
+        cursor.advance(next)?;
     }
 }
 

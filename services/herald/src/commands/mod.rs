@@ -17,6 +17,7 @@ pub(crate) mod key;
 pub(crate) mod lag;
 pub(crate) mod man;
 pub(crate) mod migrate;
+mod paging;
 pub(crate) mod post;
 pub(crate) mod posts;
 pub(crate) mod prefs;

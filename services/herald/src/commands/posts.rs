@@ -9,10 +9,9 @@ use herald_cli::{
 use herald_proto::v1::{BatchGetPostsRequest, ListPostsRequest};
 use serde::Serialize;
 
+use super::paging::{Paging, next_page};
 use crate::entry::Post;
 
-/// The server's largest page, used with --all.
-const PAGE_SIZE_MAX: i32 = 200;
 /// The server's largest batch.
 const BATCH_POSTS_MAX: usize = 100;
 
@@ -68,18 +67,8 @@ struct List {
     #[arg(value_name = "AUTHOR")]
     author_id: String,
 
-    /// Posts per page, 1 to 200; 0 uses the server's default, 50
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    page_size: i32,
-
-    /// Continue after an earlier page: its `next_page_token`
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
-    page_token: Option<String>,
+    #[command(flatten)]
+    paging: Paging<50, 200>,
 
     /// Read all pages
     #[arg(long)]
@@ -100,14 +89,9 @@ impl Show for PostsPage {
         if parts.is_empty() {
             parts.push("no posts".into());
         }
-        if !self.next_page_token.is_empty() {
-            // An id can contain characters that a shell interprets.
-            let author = shell_quoted(&self.author_id);
-            parts.push(format!(
-                "next page: herald posts list {author} --page-token {}",
-                self.next_page_token
-            ));
-        }
+        // An id can contain characters that a shell interprets.
+        let command = format!("herald posts list {}", shell_quoted(&self.author_id));
+        parts.extend(next_page(&command, &self.next_page_token));
         parts.join("\n\n")
     }
 }
@@ -136,33 +120,25 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 
 async fn list(args: List, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
-    let page_size = if args.all && args.page_size == 0 {
-        PAGE_SIZE_MAX
-    } else {
-        args.page_size
-    };
-    let mut page_token = args.page_token.unwrap_or_default();
+    let mut cursor = args.paging.begin(args.all);
     let mut posts = Vec::new();
     loop {
         let request = client.request(ListPostsRequest {
             author_id: args.author_id.clone(),
-            page_size,
-            page_token: page_token.clone(),
+            page_size: cursor.size,
+            page_token: cursor.token.clone(),
         });
         let page = client.posts().list_posts(request).await?.into_inner();
         posts.extend(page.posts.into_iter().map(Post::from));
         let next = page.next_page_token;
-        if !args.all || next.is_empty() {
+        if cursor.is_last(&next) {
             return context.output.show(&PostsPage {
                 posts,
                 next_page_token: next,
                 author_id: args.author_id,
             });
         }
-        if next == page_token {
-            return Err(Failure::failed("the server returned the same page token twice"));
-        }
-        page_token = next;
+        cursor.advance(next)?;
     }
 }
 

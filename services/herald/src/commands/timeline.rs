@@ -8,10 +8,8 @@ use herald_cli::{
 use herald_proto::v1::ListTimelineRequest;
 use serde::Serialize;
 
+use super::paging::{Paging, next_page};
 use crate::entry::{Post, posts};
-
-/// The server's largest page, used with --all.
-const PAGE_SIZE_MAX: i32 = 200;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,18 +34,8 @@ pub(crate) struct Args {
     #[arg(value_name = "USER")]
     user_id: String,
 
-    /// Posts per page, 1 to 200; 0 uses the server's default, 50
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    page_size: i32,
-
-    /// Continue after an earlier page: its `next_page_token`
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
-    page_token: Option<String>,
+    #[command(flatten)]
+    paging: Paging<50, 200>,
 
     /// Read all pages
     #[arg(long)]
@@ -75,39 +63,29 @@ impl Show for TimelinePage {
                 "the timeline is being rebuilt, posts can be missing: read it again in a few seconds".into(),
             );
         }
-        if !self.next_page_token.is_empty() {
-            // An id can contain characters that a shell interprets.
-            let user = shell_quoted(&self.user_id);
-            parts.push(format!(
-                "next page: herald timeline {user} --page-token {}",
-                self.next_page_token
-            ));
-        }
+        // An id can contain characters that a shell interprets.
+        let command = format!("herald timeline {}", shell_quoted(&self.user_id));
+        parts.extend(next_page(&command, &self.next_page_token));
         parts.join("\n\n")
     }
 }
 
 pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.client().await?;
-    let page_size = if args.all && args.page_size == 0 {
-        PAGE_SIZE_MAX
-    } else {
-        args.page_size
-    };
-    let mut page_token = args.page_token.unwrap_or_default();
+    let mut cursor = args.paging.begin(args.all);
     let mut entries = Vec::new();
     let mut rebuilding = false;
     loop {
         let request = client.request(ListTimelineRequest {
             user_id: args.user_id.clone(),
-            page_size,
-            page_token: page_token.clone(),
+            page_size: cursor.size,
+            page_token: cursor.token.clone(),
         });
         let page = client.timelines().list_timeline(request).await?.into_inner();
         entries.extend(posts(page.entries));
         rebuilding |= page.rebuilding;
         let next = page.next_page_token;
-        if !args.all || next.is_empty() {
+        if cursor.is_last(&next) {
             let timeline = TimelinePage {
                 entries,
                 next_page_token: next,
@@ -116,9 +94,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             };
             return context.output.show(&timeline);
         }
-        if next == page_token {
-            return Err(Failure::failed("the server returned the same page token twice"));
-        }
-        page_token = next;
+        cursor.advance(next)?;
     }
 }

@@ -14,6 +14,7 @@ use super::{
     dead_letter::{DeadLetter, truncate_reason},
     select::Filter,
 };
+use crate::commands::paging::{Paging, with_next_page};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,18 +43,8 @@ pub(crate) struct Args {
     #[arg(long)]
     oldest_first: bool,
 
-    /// Dead letters per page, 1 to 1,000; 0 uses the server's default, 100
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    page_size: i32,
-
-    /// Continue after an earlier page: its `next_page_token`
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
-    page_token: Option<String>,
+    #[command(flatten)]
+    paging: Paging<100, 1_000>,
 
     /// Print all pages; with --output json one object per page
     #[arg(long)]
@@ -110,11 +101,7 @@ impl Show for Page {
                 truncate_reason(&dead_letter.reason),
             ]);
         }
-        let more = match self.next_page_token.as_str() {
-            "" => String::new(),
-            token => format!("\n\nnext page: the same command with --page-token {token}"),
-        };
-        table.render() + &more
+        with_next_page(table.render(), "the same command with", &self.next_page_token)
     }
 }
 
@@ -131,17 +118,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         state: state.into(),
         ..args.filter.into_v1()
     };
-    let mut page_token = args.page_token.unwrap_or_default();
+    let mut cursor = args.paging.begin(args.all);
     loop {
         let request = client.request(ListDeadLettersRequest {
             filter: Some(filter.clone()),
             oldest_first: args.oldest_first,
-            page_size: if args.all && args.page_size == 0 {
-                1_000
-            } else {
-                args.page_size
-            },
-            page_token: page_token.clone(),
+            page_size: cursor.size,
+            page_token: cursor.token.clone(),
         });
         let page = client
             .dead_letters()
@@ -149,21 +132,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             .await?
             .into_inner();
         let next = page.next_page_token;
-        let more = args.all && !next.is_empty();
         context.output.show(&Page {
             dead_letters: page.dead_letters.into_iter().map(DeadLetter::from).collect(),
-            next_page_token: if more && !context.output.is_json() {
-                String::new()
-            } else {
-                next.clone()
-            },
+            next_page_token: cursor.printed_token(&next, context),
         })?;
-        if !more {
+        if cursor.is_last(&next) {
             return Ok(());
         }
-        if next == page_token {
-            return Err(Failure::failed("the server returned the same page token twice"));
-        }
-        page_token = next;
+        cursor.advance(next)?;
     }
 }

@@ -5,6 +5,7 @@ use herald_proto::v1::ListOperationsRequest;
 use serde::Serialize;
 
 use super::operations::{Operation, table};
+use crate::commands::paging::{Paging, with_next_page};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,18 +21,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Operations per page, 1 to 1,000; 0 uses the server's default, 100
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    page_size: i32,
-
-    /// Continue after an earlier page: its `next_page_token`
-    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
-    page_token: Option<String>,
+    #[command(flatten)]
+    paging: Paging<100, 1_000>,
 }
 
 #[derive(Debug, Serialize)]
@@ -45,19 +36,16 @@ impl Show for Page {
         if self.operations.is_empty() {
             return "no operations".into();
         }
-        let more = match self.next_page_token.as_str() {
-            "" => String::new(),
-            token => format!("\n\nnext page: herald dlq log --page-token {token}"),
-        };
-        table(&self.operations) + &more
+        with_next_page(table(&self.operations), "herald dlq log", &self.next_page_token)
     }
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.operator_client().await?;
+    let cursor = args.paging.begin(false);
     let request = client.request(ListOperationsRequest {
-        page_size: args.page_size,
-        page_token: args.page_token.unwrap_or_default(),
+        page_size: cursor.size,
+        page_token: cursor.token,
     });
     let page = client.dead_letters().list_operations(request).await?.into_inner();
     context.output.show(&Page {
