@@ -32,9 +32,10 @@ Exit codes:
   4  the post, device, user or dead letter doesn't exist
   5  the deadline or timeout passed
   6  the server is overloaded; retry later
-  130  Ctrl-C stopped an import or a move of data
+  130  Ctrl-C stopped an import, an erasure of a user or a move of data
 
-With --output json, an error is one JSON object on standard error:
+With --output json, an error is one JSON object on standard error, without the keys that
+don't apply:
   {\"error\":{\"kind\":…,\"exit_code\":…,\"message\":…,\"code\":…,\"reason\":…,\"fields\":[…],\"retry_after_seconds\":…,\"hint\":…}}
 
 Examples:

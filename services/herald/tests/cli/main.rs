@@ -4,9 +4,11 @@
 
 mod audit;
 mod dlq;
+mod erasures;
 mod fake_dead_letters;
 mod fake_posts;
 mod fake_stats;
+mod fake_user_data;
 mod help;
 mod hostile;
 mod import;

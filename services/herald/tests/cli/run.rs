@@ -104,6 +104,13 @@ pub(crate) async fn herald_with_input(server: &str, arguments: &[&str], input: &
         .into()
 }
 
+/// Sends Ctrl-C to a running command.
+pub(crate) async fn interrupt(command: &Child) {
+    let pid = command.id().expect("the command is running").to_string();
+    let sent = Command::new("kill").args(["-INT", &pid]).status().await;
+    assert!(sent.unwrap().success());
+}
+
 /// A running command with streaming output.
 pub(crate) struct StreamingCommand {
     child: Child,
@@ -137,15 +144,7 @@ impl StreamingCommand {
 
     /// Sends Ctrl-C.
     pub(crate) async fn interrupt(&self) {
-        let pid = self.child.id().expect("the command is running").to_string();
-        assert!(
-            Command::new("kill")
-                .args(["-INT", &pid])
-                .status()
-                .await
-                .unwrap()
-                .success()
-        );
+        interrupt(&self.child).await;
     }
 
     /// Closes the reading end of its output.

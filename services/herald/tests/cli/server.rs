@@ -21,6 +21,7 @@ use herald_proto::v1::{
     post_service_server::PostServiceServer,
     preference_service_server::{PreferenceService, PreferenceServiceServer},
     timeline_service_server::TimelineServiceServer,
+    user_data_service_server::UserDataServiceServer,
     watch_timeline_response::Event,
     *,
 };
@@ -29,6 +30,8 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _, pb};
+
+use crate::fake_user_data::Erasures;
 
 pub(crate) type RpcResult<T> = Result<Response<T>, Status>;
 pub(crate) type RpcStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -54,6 +57,7 @@ struct State {
     actors: Mutex<Vec<String>>,
     audits: Mutex<VecDeque<Vec<RunAuditResponse>>>,
     rebuilds: Mutex<VecDeque<Vec<Result<RebuildTimelinesResponse, Status>>>>,
+    erasures: Erasures,
 }
 
 impl Server {
@@ -74,9 +78,15 @@ impl Server {
             .add_service(AnalyticsServiceServer::new(server.clone()))
             .add_service(MeshServiceServer::new(server.clone()))
             .add_service(AuditServiceServer::new(server.clone()))
-            .add_service(DeadLetterServiceServer::new(server.clone()));
+            .add_service(DeadLetterServiceServer::new(server.clone()))
+            .add_service(UserDataServiceServer::new(server.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         server
+    }
+
+    /// The erasures of users.
+    pub(crate) fn erasures(&self) -> &Erasures {
+        &self.state.erasures
     }
 
     /// The recorded requests of this type, oldest first.

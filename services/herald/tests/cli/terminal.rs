@@ -14,7 +14,7 @@ use rustix::{
 };
 use tokio::{process::Child, sync::watch};
 
-use crate::run::{CommandResult, LIMIT, command};
+use crate::run::{CommandResult, LIMIT, command, interrupt};
 
 /// A running command whose standard input and error are a terminal. Standard output is a pipe.
 pub(crate) struct Terminal {
@@ -88,6 +88,11 @@ impl Terminal {
     /// Types `text`.
     pub(crate) fn type_text(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Sends Ctrl-C.
+    pub(crate) async fn interrupt(&self) {
+        interrupt(&self.child).await;
     }
 
     /// Waits for the end of the command. The result has the screen as standard error.

@@ -3,10 +3,11 @@
 use herald_cli::{
     confirm,
     context::Context,
-    failure::{Failure, printable},
+    failure::{Failure, Kind, printable},
     output::Show,
 };
 use herald_proto::v1::EraseUserRequest;
+use herald_runtime::shutdown;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -87,20 +88,28 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let client = context.operator_client().await?;
     // No deadline: an erasure waits until messages in flight are settled.
     let request = tonic::Request::new(EraseUserRequest { user_id: args.user });
-    let mut responses = client
-        .user_data()
-        .erase_user(with_actor(request))
-        .await?
-        .into_inner();
+    let stop =
+        shutdown::on_signal().map_err(|error| Failure::io("can't install the signal handlers", &error))?;
+    let mut user_data = client.user_data();
+    let mut responses = tokio::select! {
+        responses = user_data.erase_user(with_actor(request)) => responses?.into_inner(),
+        () = stop.cancelled() => return Err(stopped(None)),
+    };
     let bar = context.output.progress_bar(None, "{spinner} {msg}");
     bar.set_message("waiting until every process has forgotten the user id");
     bar.tick();
+    let mut erasure_id = None;
     let outcome = loop {
-        match responses.message().await {
+        let response = tokio::select! {
+            response = responses.message() => response,
+            () = stop.cancelled() => break Err(stopped(erasure_id)),
+        };
+        match response {
             Ok(Some(response)) => {
                 let Some(erasure) = response.erasure.map(Erasure::from) else {
                     break Err(Failure::failed("the server's response has no erasure"));
                 };
+                erasure_id = Some(erasure.erasure_id);
                 show_progress(&bar, &erasure);
                 if args.no_wait || erasure.is_complete() {
                     break Ok(erasure);
@@ -117,9 +126,25 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     bar.finish_and_clear();
     match outcome {
         Ok(erasure) => context.output.show(&Outcome { erasure }),
+        Err(failure) if failure.kind() == Kind::Interrupted => Err(failure),
         Err(failure) => Err(failure
             .hint("the server goes on with the erasure; `herald user erasures` shows when it is complete")),
     }
+}
+
+/// The failure of a command that a signal stopped.
+fn stopped(erasure_id: Option<u64>) -> Failure {
+    let (message, hint) = match erasure_id {
+        Some(id) => (
+            format!("stopped by a signal; erasure {id} goes on in the server"),
+            "see `herald user erasures`",
+        ),
+        None => (
+            "stopped by a signal before the server answered".into(),
+            "`herald user erasures` shows whether the erasure was recorded; it is safe to run this command again",
+        ),
+    };
+    Failure::new(Kind::Interrupted, message).hint(hint)
 }
 
 fn show_progress(bar: &ProgressBar, erasure: &Erasure) {
