@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisCluster, RedisOptions, RedisTls, required};
@@ -14,6 +15,11 @@ use herald_store::{
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
 
 use crate::{
     sample::{eventually, set},
@@ -178,6 +184,44 @@ async fn a_redis_cluster_with_tls_has_timelines_and_is_verified_by_its_authority
     assert!(error.contains("check timelines.tls_ca_file"), "{error}");
 }
 
+/// Number of warnings of an authority of the timelines that can't be used. One test at a time changes authorities.
+static AUTHORITY_WARNINGS: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts [`AUTHORITY_WARNINGS`].
+struct AuthorityWarnings;
+
+impl Subscriber for AuthorityWarnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::WARN && metadata.target().starts_with("herald_store::cluster::timelines")
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        struct IsAuthority(bool);
+        impl Visit for IsAuthority {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                let text = format!("{value:?}");
+                self.0 |=
+                    field.name() == "message" && text.contains("new authority in timelines.tls_ca_file");
+            }
+        }
+        let mut found = IsAuthority(false);
+        event.record(&mut found);
+        AUTHORITY_WARNINGS.fetch_add(found.0.into(), Ordering::SeqCst);
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
 /// Whether a delivery is durable.
 async fn is_delivered(timelines: &dyn Timelines, post: u64) -> bool {
     match timelines.deliver(PostId(post), set([1])).await {
@@ -194,6 +238,18 @@ async fn change_authority(records: &str, url: &str, old: &Authority, files: &Pat
     let cluster = open(records, url, &file).await.unwrap();
     let timelines = cluster.stores().timelines;
     assert!(is_delivered(&*timelines, 1).await);
+    // A file that can't be used changes nothing: connections that are made later are verified by the old one.
+    let warned = AUTHORITY_WARNINGS.load(Ordering::SeqCst);
+    fs::write(&file, "no certificate").unwrap();
+    eventually("the unusable file is logged", async || {
+        (AUTHORITY_WARNINGS.load(Ordering::SeqCst) > warned).then_some(())
+    })
+    .await;
+    restart().await;
+    eventually("the old authority is still in use", async || {
+        is_delivered(&*timelines, 4).await.then_some(())
+    })
+    .await;
     // The servers verify each other by both.
     fs::write(old.file(), old.issuer.pem() + &new.issuer.pem()).unwrap();
     new.certify("127.0.0.1", files, "server");
@@ -212,6 +268,8 @@ async fn change_authority(records: &str, url: &str, old: &Authority, files: &Pat
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_authority_of_redis_is_read_again_when_its_file_changes() {
+    // The connections are looked after by other threads than that of the test, so all threads have the subscriber.
+    tracing::subscriber::set_global_default(AuthorityWarnings).expect("the only subscriber of the tests");
     let (single, nodes) = (Authority::new("old"), Authority::new("old"));
     let Some((_postgres, url)) = postgres(&single).await else {
         return;
