@@ -74,11 +74,21 @@ impl LeasedWork {
 
     async fn run<F: Future<Output = ()>>(&self, name: &'static str, work: impl Fn(HeldLease) -> F) {
         let holder = LeaseHolder::new(self.leases.clone(), name, self.duration);
-        let counted = |lease| {
-            let work = work(lease);
+        // Two processes never lead by this gauge for longer than a timer is late: the end of a lease is counted from before
+        // the call that renewed it, so this process sees it first, and says so before the rest of its work ends. What it
+        // does meanwhile is fenced by the store, or asks `HeldLease::lasts`.
+        let counted = |lease: HeldLease| {
+            let mut work = Box::pin(work(lease.clone()));
             async move {
                 self.metrics.set_leading(name, true);
-                work.await;
+                tokio::select! {
+                    () = &mut work => {}
+                    () = lease.lost().cancelled() => {
+                        // At a shutdown the lease lasts until the work has ended.
+                        self.metrics.set_leading(name, lease.lasts());
+                        work.await;
+                    }
+                }
                 self.metrics.set_leading(name, false);
             }
         };
@@ -140,10 +150,93 @@ async fn trim(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use async_trait::async_trait;
+    use herald_runtime::metrics::Shared;
+    use herald_store::{Error, ErrorKind, Fence};
     use parking_lot::Mutex;
+    use tokio::sync::mpsc;
 
     use super::*;
+
+    /// Leases of one holder, which renews them until this is set.
+    #[derive(Default)]
+    struct Ending(AtomicBool);
+
+    #[async_trait]
+    impl Leases for Ending {
+        async fn acquire(&self, name: &str, _: &str, _: Duration) -> herald_store::Result<Option<Fence>> {
+            Ok((!self.0.load(Ordering::SeqCst)).then(|| Fence {
+                name: name.into(),
+                token: 1,
+            }))
+        }
+
+        async fn renew(&self, _: &Fence, _: Duration) -> herald_store::Result<()> {
+            match self.0.load(Ordering::SeqCst) {
+                true => Err(Error::new(ErrorKind::Fenced, "it has a newer holder")),
+                false => Ok(()),
+            }
+        }
+
+        async fn release(&self, _: &Fence) -> herald_store::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The work of a process begins, and goes on after it was told to end. Returns the gauge then, and after the end.
+    async fn leading_at_the_end(end: impl FnOnce(&Ending, &CancellationToken)) -> [bool; 3] {
+        let (shared, leases, stop) = (
+            Shared::new(),
+            Arc::new(Ending::default()),
+            CancellationToken::new(),
+        );
+        let leased = LeasedWork {
+            leases: leases.clone(),
+            duration: Duration::from_secs(3),
+            metrics: shared.register(Metrics::new),
+            stop: stop.clone(),
+        };
+        let leads = || {
+            let text = shared.open_metrics();
+            text.contains("herald_deadletter_leading{lease=\"test\"} 1")
+        };
+        let (told, mut telling) = mpsc::channel::<&'static str>(8);
+        let finish = CancellationToken::new();
+        let work = |lease: HeldLease| {
+            let (told, finish) = (told.clone(), finish.clone());
+            async move {
+                let _ = told.send("begun").await;
+                lease.lost().cancelled().await;
+                let _ = told.send("finishing").await;
+                finish.cancelled().await;
+            }
+        };
+        let observe = async {
+            assert_eq!(telling.recv().await, Some("begun"));
+            let begun = leads();
+            end(&leases, &stop);
+            assert_eq!(telling.recv().await, Some("finishing"));
+            // The gauge is set in the same turn of the task.
+            tokio::task::yield_now().await;
+            let finishing = leads();
+            stop.cancel();
+            finish.cancel();
+            [begun, finishing]
+        };
+        let (_, [begun, finishing]) = tokio::join!(leased.run("test", work), observe);
+        [begun, finishing, leads()]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_leads_no_more_when_its_lease_is_lost_although_its_work_goes_on() {
+        let lost = leading_at_the_end(|leases, _| leases.0.store(true, Ordering::SeqCst)).await;
+        assert_eq!(lost, [true, false, false]);
+        // At a shutdown it keeps the lease until the work has ended.
+        let stopped = leading_at_the_end(|_, stop| stop.cancel()).await;
+        assert_eq!(stopped, [true, true, false]);
+    }
 
     /// A store whose clock check answers this, and that records the calls of `trim`.
     struct Checked(ClockCheck, Mutex<Vec<Timestamp>>);
