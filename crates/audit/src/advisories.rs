@@ -1,11 +1,18 @@
 //! Compares JetStream advisories with the dead letters.
 
+use std::collections::HashSet;
+
 use futures::{StreamExt as _, pin_mut};
 use herald_mesh::{consumers, streams};
+use herald_model::time::Timestamp;
+use herald_proto::mesh_v1::DlqEntry;
 use herald_store::MessageRef;
 use serde::Deserialize;
 
-use crate::{Auditor, Finding, FindingKind, Result, Scope, confirm::Run, dead_letter_index::DeadLetterIndex};
+use crate::{
+    Auditor, Finding, FindingKind, Result, Scope, confirm::Run, dead_letter_index::DeadLetterIndex,
+    throttle::Throttle,
+};
 
 /// The message that an advisory is about; these fields are common to all kinds of advisories.
 #[derive(Debug, Deserialize)]
@@ -22,24 +29,80 @@ struct Advisory {
 /// consumer's state was older than the stream when the server was killed. The deadletter service ignores it as well.
 const MESSAGE_DELETED: &str = "Unacknowledged message was deleted";
 
-/// Whether the advisory is about a redriven message that needs no dead letter of its own: its failure reopened the dead
-/// letter that it was redriven from. True also if REDRIVE no longer has the message, because then nothing tells its
-/// dead letter.
-async fn is_redrive_of_dead_letter(
+/// Messages of DLQ read between two pauses.
+const PAGE: usize = 1_024;
+
+/// What DLQ tells of the failures of redriven messages. REDRIVE loses a message before ADVISORIES loses the advisory of its
+/// failure, because both keep messages for as long; and an erasure deletes a message from both REDRIVE and DLQ.
+struct RecordedFailures {
+    /// The messages of REDRIVE whose failures have an entry.
+    failed: HashSet<MessageRef>,
+    /// DLQ has each entry that was published after this time.
+    complete_after: Timestamp,
+}
+
+impl RecordedFailures {
+    async fn read(auditor: &Auditor, last: u64, throttle: &mut Throttle) -> Result<Self> {
+        let mut recorded = Self {
+            failed: HashSet::new(),
+            complete_after: Timestamp(i64::MIN),
+        };
+        let mut expected = 1;
+        let entries = auditor.mesh.scan(streams::DLQ, None, 1, last).enumerate();
+        pin_mut!(entries);
+        while let Some((index, message)) = entries.next().await {
+            let message = message?;
+            if message.sequence != expected {
+                recorded.complete_after = message.published_at;
+            }
+            expected = message.sequence + 1;
+            if let Ok(entry) = message.decode::<DlqEntry>()
+                && entry.stream == streams::REDRIVE
+            {
+                recorded.failed.insert(MessageRef {
+                    stream: entry.stream,
+                    consumer: entry.consumer,
+                    sequence: entry.sequence,
+                });
+            }
+            if (index + 1).is_multiple_of(PAGE) {
+                throttle.pause().await;
+            }
+        }
+        if expected <= last {
+            recorded.complete_after = Timestamp(i64::MAX);
+        }
+        Ok(recorded)
+    }
+
+    /// Whether the failure certainly has no entry. Its advisory was published at `failed_at`, and the entry would be newer.
+    fn lack(&self, failed: &MessageRef, failed_at: Timestamp) -> bool {
+        failed_at > self.complete_after && !self.failed.contains(failed)
+    }
+}
+
+/// Whether an advisory about a message of REDRIVE is recorded: its failure reopened the dead letter that it was redriven
+/// from. If REDRIVE no longer has the message, nothing tells its dead letter, but DLQ has the entry of the failure; if
+/// that can have been removed too, the advisory counts as recorded.
+async fn is_recorded_redrive(
     auditor: &Auditor,
     dead_letters: &DeadLetterIndex,
-    advisory: &Advisory,
+    (advisory, failed_at): (&MessageRef, Timestamp),
+    (recorded, dlq_last): (&mut Option<RecordedFailures>, u64),
+    throttle: &mut Throttle,
 ) -> Result<bool> {
     if advisory.stream != streams::REDRIVE {
         return Ok(false);
     }
-    let message = auditor.mesh.message(&advisory.stream, advisory.sequence).await?;
-    let Some(message) = message else {
-        // An erasure has deleted it, or it is past its retention.
-        return Ok(true);
+    if let Some(message) = auditor.mesh.message(&advisory.stream, advisory.sequence).await? {
+        let redriven = message.redriven();
+        return Ok(redriven.is_some_and(|redriven| dead_letters.contains(redriven.dead_letter)));
+    }
+    let recorded = match recorded {
+        Some(recorded) => recorded,
+        none => none.insert(RecordedFailures::read(auditor, dlq_last, throttle).await?),
     };
-    let redriven = message.redriven();
-    Ok(redriven.is_some_and(|redriven| dead_letters.contains(redriven.dead_letter)))
+    Ok(!recorded.lack(advisory, failed_at))
 }
 
 /// Checks the advisories in scope. Advisories that the deadletter service has not processed yet are left to the next
@@ -60,6 +123,7 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
         return Ok(());
     }
     let dead_letters = DeadLetterIndex::read(&*auditor.dead_letters, &mut run.throttle).await?;
+    let mut recorded = None;
     let messages = mesh.scan(streams::ADVISORIES, None, from, handled);
     pin_mut!(messages);
     while let Some(message) = messages.next().await {
@@ -79,7 +143,14 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             continue;
         }
         let expected = advisory.stream == streams::LATER && advisory.reason == MESSAGE_DELETED;
-        if expected || is_redrive_of_dead_letter(auditor, &dead_letters, &advisory).await? {
+        let is_recorded = is_recorded_redrive(
+            auditor,
+            &dead_letters,
+            (&origin, message.published_at),
+            (&mut recorded, dlq_last),
+            &mut run.throttle,
+        );
+        if expected || is_recorded.await? {
             continue;
         }
         let detail = format!(

@@ -59,6 +59,7 @@ pub struct Summary {
     /// Timeline entries added by a backfill.
     pub backfilled: u64,
     /// Timelines that were not compared, because they are incomplete: they are rebuilt when their users read them.
+    /// Those of erased users are not counted.
     pub incomplete_timelines: u64,
     /// Posts whose plan is not complete because fan-out is still at work.
     pub planning_posts: u64,

@@ -1,6 +1,6 @@
 //! Compares the outcomes with the timelines, pair by pair.
 
-use herald_model::UserKey;
+use herald_model::{UserId, UserKey};
 
 use crate::{
     Auditor, Result,
@@ -14,7 +14,8 @@ use crate::{
 const PAGE: u32 = 4_096;
 
 /// Compares the posts of a window with all timelines. Differences become suspects. Timelines that are incomplete, which
-/// are rebuilt when their users read them, are counted and not compared. Those that can't be read are reported.
+/// are rebuilt when their users read them, are counted and not compared; those of erased users stay empty and are not
+/// counted. Those that can't be read are reported.
 pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mut Run<'_>) -> Result<()> {
     if window.posts.is_empty() || !auditor.limits.timelines {
         return Ok(());
@@ -28,7 +29,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
     .await?;
     run.summary.timeline_entries += pairs.len() as u64;
     let mut left = &pairs[..];
-    let mut incomplete = 0;
+    let mut incomplete_count = 0;
     let mut post_indices = Vec::new();
     let last = auditor.users.last_key().await?.map_or(0, |user| user.0);
     let mut after = 0;
@@ -38,6 +39,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
         after = page_end;
         let timelines = isolated::timelines(auditor, &users).await?;
         run.throttle.pause().await;
+        let mut incomplete = Vec::new();
         for (user, timeline) in users.into_iter().zip(timelines) {
             // Recipients that are no users.
             let (before, rest) = left.split_at(left.partition_point(|pair| pair.user() < user));
@@ -53,7 +55,7 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
                 }
             };
             if !timeline.complete {
-                incomplete += 1;
+                incomplete.push(user);
                 run.summary.timeline_entries -= own.len() as u64;
                 continue;
             }
@@ -92,12 +94,23 @@ pub(crate) async fn compare_all(auditor: &Auditor, window: &mut Window, run: &mu
                 }
             }
         }
+        incomplete_count += count_without_erased(auditor, &incomplete).await?;
     }
     suspect_all(left, window);
     run.report_unreadable().await?;
     // Each window reads all timelines.
-    run.summary.incomplete_timelines = run.summary.incomplete_timelines.max(incomplete);
+    run.summary.incomplete_timelines = run.summary.incomplete_timelines.max(incomplete_count);
     Ok(())
+}
+
+/// Number of these users who are not erased. Nothing completes the timelines of erased users, and nobody reads them.
+async fn count_without_erased(auditor: &Auditor, users: &[UserKey]) -> Result<u64> {
+    if users.is_empty() {
+        return Ok(0);
+    }
+    let ids = auditor.users.ids(users).await?;
+    let is_erased = |id: &Option<UserId>| id.as_ref().is_some_and(UserId::is_placeholder);
+    Ok(ids.iter().filter(|id| !is_erased(id)).count() as u64)
 }
 
 fn suspect_all(pairs: &[Pair], window: &mut Window) {

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use herald_audit::{Error, Event, FindingKind, Limits, Repaired, Scope};
-use herald_mesh::{Disposition, Redrive, Subject, consumers::ConsumerKind, streams};
+use herald_mesh::{Disposition, Subject, streams};
 use herald_model::{Channel, FollowVersion, PostId, Recipients, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::TimelineChunk;
 use herald_store::{ExpectedRevision, Outcome, OutcomeDetails, Settlement, SlicePlan};
-use prost::Message as _;
 
 use crate::harness::{LANE, World, next_delivery, user, with_corrupt_row};
 
@@ -57,41 +56,6 @@ async fn a_post_that_retention_removed_is_no_finding() {
         let (_, findings) = world.audit(Scope::All, false).await;
         assert_eq!(kinds(&findings), expected, "{post_age_max:?}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_redriven_message_that_an_erasure_deleted_is_no_finding() {
-    let world = World::start().await;
-    let (post, _) = world.delivered_post(&[1]).await;
-    let redrive = Redrive {
-        kind: ConsumerKind::Archive,
-        dead_letter: 7,
-        round: 1,
-        subject: Subject::PostCreated(LANE),
-        sequence: post.id.0,
-        published_at: post.accepted_at,
-        payload: herald_posts::created_message(&post).encode_to_vec().into(),
-        trace_parent: None,
-        trace_state: None,
-        id: "dlq/7/redrive/1".into(),
-    };
-    let sent = world.mesh.redrive(&redrive).await.unwrap();
-    let failed = Disposition::term("failed");
-    world
-        .settle_all("redrive-archive", failed, streams::ADVISORIES, 1)
-        .await;
-    world.drain().await;
-    // The dead letter of the redrive is not known.
-    let (_, findings) = world.audit(Scope::All, false).await;
-    assert_eq!(kinds(&findings), [FindingKind::Unrecorded]);
-
-    world
-        .mesh
-        .delete_message(streams::REDRIVE, sent.sequence)
-        .await
-        .unwrap();
-    let (_, findings) = world.audit(Scope::All, false).await;
-    assert_eq!(findings, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,5 +5,6 @@
 mod findings;
 mod harness;
 mod in_flight;
+mod redriven;
 mod repairs;
 mod views;

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use herald_audit::{FindingKind, Repaired, Scope};
-use herald_model::{Channel, PostId, Recipients, UserKey};
+use herald_model::{Channel, PostId, Recipients, UserKey, time::Timestamp};
 use herald_store::{
     Archived, Delivered, Error, ErrorKind, Outcome, OutcomeDetails, Rebuilt, Result, TimelineEntries,
     TimelinePage, Timelines,
@@ -225,4 +225,24 @@ async fn a_deleted_post_is_not_expected_on_timelines() {
         .map(|finding| (finding.kind, finding.post))
         .collect();
     assert_eq!(found, [(FindingKind::Missing, Some(kept.id))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timeline_of_an_erased_user_is_no_incomplete_one() {
+    let world = World::start().await;
+    let (_, recipients) = world.delivered_post(&[1, 2]).await;
+    world.drain().await;
+    let erased = recipients.iter().next().unwrap();
+    let ids = world.stores.users.ids(&[erased]).await.unwrap();
+    let begun = world
+        .stores
+        .erasures
+        .begin(ids[0].as_ref().unwrap(), "an operator", Timestamp::now())
+        .await
+        .unwrap();
+    assert!(begun.is_some());
+    world.stores.timelines.erase(erased).await.unwrap();
+    let (summary, findings) = world.audit(Scope::All, false).await;
+    assert_eq!(findings, []);
+    assert_eq!((summary.incomplete_timelines, summary.timeline_entries), (0, 1));
 }
