@@ -48,10 +48,25 @@ impl PreferenceApi {
     async fn to_v1(&self, preferences: herald_model::Preferences) -> Result<v1::Preferences, Status> {
         let muted: Vec<_> = preferences.muted.into_iter().collect();
         let ids = self.users.ids(&muted).await.map_err(|e| status::from_store(&e))?;
+        // A muted author who was erased is nobody: no call could name the placeholder to unmute it.
+        let named = ids.into_iter().flatten().filter(|id| !id.is_placeholder());
         Ok(v1::Preferences {
             push_enabled: preferences.push_enabled,
-            muted_author_ids: ids.into_iter().flatten().map(UserId::into_string).collect(),
+            muted_author_ids: named.map(UserId::into_string).collect(),
         })
+    }
+
+    /// The muted authors of a user who were erased. A change of the preferences unmutes them, so that they don't count
+    /// towards the most that a user can mute.
+    async fn erased_muted(&self, user: UserKey) -> Result<Vec<UserKey>, herald_store::Error> {
+        let preferences = self.preferences.of(&[user]).await?;
+        let muted: Vec<_> = preferences.into_iter().flat_map(|of| of.muted).collect();
+        let ids = self.users.ids(&muted).await?;
+        let is_erased = |id: Option<UserId>| id.is_some_and(|id| id.is_placeholder());
+        let with_ids = muted.into_iter().zip(ids);
+        Ok(with_ids
+            .filter_map(|(key, id)| is_erased(id).then_some(key))
+            .collect())
     }
 }
 
@@ -189,11 +204,19 @@ impl PreferenceService for PreferenceApi {
                 "the store returned no key for a user id",
             ))
         })?;
+        // Nothing is left to unmute where all muted authors are replaced.
+        let erased = match replaced {
+            None => self
+                .erased_muted(user)
+                .await
+                .map_err(|e| status::from_store(&e))?,
+            Some(_) => Vec::new(),
+        };
         let change = PreferencesChange {
             push_enabled: requested.push_enabled,
             muted: replaced.map(|count| keys.by_ref().take(count).collect()),
             mute: keys.collect(),
-            unmute: unmute.into_iter().flatten().collect(),
+            unmute: unmute.into_iter().flatten().chain(erased).collect(),
         };
         let updated = self
             .preferences

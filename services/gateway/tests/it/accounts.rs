@@ -1,6 +1,7 @@
 //! DeviceService and PreferenceService.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use herald_model::{UserId, time::Timestamp};
 use herald_proto::v1::{self, device, register_device_request::Address};
 use tonic::Code;
 
@@ -372,5 +373,43 @@ async fn an_update_changes_only_the_given_preferences() {
         (status.code(), reason(&status).as_str()),
         (Code::ResourceExhausted, "TOO_MANY_MUTED_AUTHORS")
     );
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_muted_author_who_was_erased_is_nobody() {
+    let world = World::start().await;
+    let mute = async |ids: Vec<String>| {
+        let change = v1::UpdatePreferencesRequest {
+            user_id: "reader".into(),
+            mute_author_ids: ids,
+            ..Default::default()
+        };
+        let updated = world.preferences().update_preferences(change).await;
+        updated.map(|updated| updated.into_inner().preferences.unwrap().muted_author_ids)
+    };
+    let mut authors: Vec<String> = (0..1_000).map(|n| format!("author-{n}")).collect();
+    assert_eq!(mute(authors.clone()).await.unwrap().len(), 1_000);
+    let erased = UserId::new(authors.remove(0)).unwrap();
+    let erasures = &world.stores.erasures;
+    erasures
+        .begin(&erased, "an operator", Timestamp::now())
+        .await
+        .unwrap()
+        .expect("an erasure");
+
+    // It isn't read.
+    let request = v1::GetPreferencesRequest {
+        user_id: "reader".into(),
+    };
+    let read = world.preferences().get_preferences(request).await.unwrap();
+    let muted = read.into_inner().preferences.unwrap().muted_author_ids;
+    assert_eq!(muted, authors);
+    // A change makes room for another author.
+    authors.push("another".into());
+    assert_eq!(mute(vec!["another".into()]).await.unwrap(), authors);
+    let stored = world.key("reader").await;
+    let stored = world.stores.preferences.of(&[stored]).await.unwrap();
+    assert_eq!(stored[0].muted.len(), 1_000);
     world.stop().await.unwrap();
 }
