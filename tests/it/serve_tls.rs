@@ -114,6 +114,14 @@ async fn posts_are_delivered_over_tls() {
 async fn a_server_of_another_authority_is_refused() {
     let Some(world) = World::start().await else { return };
     let (right, wrong) = (&world.certificates.authority(), &world.certificates.other());
+    // A file of TLS is never ignored.
+    let plain = Nats::start(NatsConfig::default()).await.unwrap();
+    let mut with_plain_nats = world.variables(right, right, right);
+    for (name, value) in &mut with_plain_nats {
+        if name == "HERALD_NATS__URL" {
+            *value = plain.client_url().to_owned();
+        }
+    }
     for (variables, setting) in [
         (
             world.variables(wrong, right, right),
@@ -124,6 +132,10 @@ async fn a_server_of_another_authority_is_refused() {
             "check timelines.tls_ca_file",
         ),
         (world.variables(right, right, wrong), "check nats.tls.ca_file"),
+        (
+            with_plain_nats,
+            "the server does not use TLS, which nats.tls requires",
+        ),
     ] {
         let variables: Vec<(&str, &str)> = variables
             .iter()

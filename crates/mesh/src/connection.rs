@@ -75,8 +75,10 @@ impl Connection {
             .await
             .map_err(|error| {
                 let servers: Vec<_> = config.urls.iter().map(|url| without_password(url)).collect();
-                let advice = if is_certificate_refused(&error) {
+                let advice = if matches!(tls_error(&error), Some(rustls::Error::InvalidCertificate(_))) {
                     ": the certificate of the server is not accepted; check nats.tls.ca_file"
+                } else if matches!(tls_error(&error), Some(rustls::Error::InvalidMessage(_))) {
+                    ": the server does not use TLS, which nats.tls requires"
                 } else if error.kind() == ConnectErrorKind::TimedOut {
                     ": nothing refuses the connection and nothing answers; see whether the server is stopped or \
                      overloaded, or its machine cut off"
@@ -145,18 +147,17 @@ impl Connection {
     }
 }
 
-/// Whether a connection failed because the certificate of the server could not be verified.
-fn is_certificate_refused(error: &(dyn StdError + 'static)) -> bool {
+/// The error of TLS that a connection failed by, if it was one.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let refused = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if matches!(refused, Some(rustls::Error::InvalidCertificate(_))) {
-            return true;
+        if let Some(found) = inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return Some(found);
         }
         next = error.source();
     }
-    false
+    None
 }
 
 fn log(connection: &str, event: &Event) {
