@@ -157,7 +157,7 @@ impl Metrics {
         );
         registry.register(
             "deadletter_leading",
-            "1 while this process holds the lease and does its work, else 0",
+            "1 while this process holds the lease and does its work, else 0; 0 at once when the lease is lost",
             metrics.leading.clone(),
         );
         registry.register(
