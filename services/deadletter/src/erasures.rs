@@ -3,6 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use herald_model::time::Timestamp;
 use herald_runtime::telemetry::error_chain;
 use herald_store::{Erasure, ErasureId};
 use herald_user_data::UserData;
@@ -63,7 +64,7 @@ impl ErasureRunner {
             }
             match self.user_data.running().await {
                 Ok(erasures) => {
-                    self.metrics.set_erasures(erasures.len());
+                    self.metrics.set_erasures(&erasures, Timestamp::now());
                     let new = erasures.into_iter().filter(|one| !ids.contains(&one.id));
                     let new: Vec<_> = new.take(RUNNING_MAX - ids.len()).collect();
                     for erasure in new {
@@ -82,11 +83,31 @@ impl ErasureRunner {
     }
 
     async fn run(&self, erasure: Erasure) -> ErasureId {
-        if let Err(error) = self.user_data.erase(&erasure).await {
+        let erased = self.user_data.erase(&erasure).await;
+        self.count_discarded(&erasure).await;
+        if let Err(error) = erased {
             let (erasure_id, error) = (erasure.id.0, error_chain(&error));
             tracing::warn!(erasure_id, error, "an erasure failed; retrying");
             tokio::time::sleep(RETRY_DELAY).await;
         }
         erasure.id
+    }
+
+    /// Counts the dead letters that a run has discarded. `before` is the erasure before the run.
+    async fn count_discarded(&self, before: &Erasure) {
+        match self.user_data.erasure(before.id).await {
+            Ok(after) => {
+                let after = after.map_or(0, |after| after.counts.dead_letters);
+                let discarded = after.saturating_sub(before.counts.dead_letters);
+                self.metrics.discarded.inc_by(discarded);
+            }
+            Err(error) => {
+                tracing::debug!(
+                    erasure_id = before.id.0,
+                    error = error_chain(&error),
+                    "discarded dead letters are not counted"
+                );
+            }
+        }
     }
 }

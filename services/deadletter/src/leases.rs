@@ -43,7 +43,7 @@ impl LeasedWork {
             let (runner, metrics) = (runner.clone(), self.metrics.clone());
             async move {
                 lease.lost().run_until_cancelled(runner.lead()).await;
-                metrics.set_erasures(0);
+                metrics.set_erasures(&[], Timestamp::now());
             }
         })
         .await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use herald_audit::FindingKind;
 use herald_model::{Channel, time::Timestamp};
 use herald_runtime::metrics::{Counter, Family, Gauge, Histogram, Registry, seconds};
-use herald_store::Cause;
+use herald_store::{Cause, Erasure};
 
 type ConsumerLabels = [(&'static str, String); 2];
 type StateLabels = [(&'static str, &'static str); 2];
@@ -33,6 +33,7 @@ pub struct Metrics {
     /// Dead letters discarded.
     pub discarded: Counter,
     erasures_running: Gauge,
+    erasure_oldest_seconds: Gauge,
     /// Time from the end of the last attempt until the dead letter is in the store.
     pub visible_seconds: Histogram,
     audited: Family<StateLabels, Gauge>,
@@ -63,6 +64,7 @@ impl Metrics {
             failed_again: Counter::default(),
             discarded: Counter::default(),
             erasures_running: Gauge::default(),
+            erasure_oldest_seconds: Gauge::default(),
             visible_seconds: seconds(),
             audited: Family::default(),
             findings: Family::default(),
@@ -123,6 +125,11 @@ impl Metrics {
             "deadletter_erasures_running",
             "Erasures of users that are not complete, if this process runs them, else 0",
             metrics.erasures_running.clone(),
+        );
+        registry.register(
+            "deadletter_erasure_oldest_seconds",
+            "Age of the oldest erasure of a user that is not complete, if this process runs them, else 0",
+            metrics.erasure_oldest_seconds.clone(),
         );
         registry.register(
             "deadletter_visible_seconds",
@@ -210,9 +217,15 @@ impl Metrics {
             .set(leading.into());
     }
 
-    pub(crate) fn set_erasures(&self, running: usize) {
-        self.erasures_running
-            .set(i64::try_from(running).unwrap_or(i64::MAX));
+    /// Sets the erasures that are not complete, oldest first.
+    pub(crate) fn set_erasures(&self, running: &[Erasure], now: Timestamp) {
+        let count = i64::try_from(running.len()).unwrap_or(i64::MAX);
+        self.erasures_running.set(count);
+        let oldest = running
+            .first()
+            .map_or(0, |oldest| now.since(oldest.requested_at).as_secs());
+        self.erasure_oldest_seconds
+            .set(i64::try_from(oldest).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn set_audit_interval(&self, interval: Duration) {

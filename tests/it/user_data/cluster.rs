@@ -96,6 +96,11 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
     let of_eve = post(&process, "eve", "of eve").await;
     until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
 
+    let damaged = format!(
+        "UPDATE herald.posts SET body = '\\xffffff' WHERE id = {}",
+        posts[2]
+    );
+    world.postgres.run_in(DATABASE, &damaged).await.unwrap();
     let store = open(&world).await;
     let stores = store.stores();
     let erased = process.cli(&["user", "erase", AUTHOR, "--yes"]).await;

@@ -6,6 +6,7 @@ mod calls;
 mod config;
 mod corrupt;
 mod dead_letters;
+mod erasures;
 mod expired;
 mod failed_operations;
 mod harness;

@@ -104,6 +104,7 @@ impl TimelineService for TimelineApi {
             WatchError::Mesh(e) => status::from_mesh(&e),
         })?;
         let start = watch::WatchStart {
+            users: Arc::clone(&self.users),
             user,
             arrival,
             identity,

@@ -11,6 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::pending,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,6 +22,7 @@ use herald_rpc::{
     paging::{self, PageToken},
     status,
 };
+use herald_store::Users;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -51,6 +53,7 @@ pub(super) fn decode_token(identity: u64, token: &str) -> Result<Option<Vec<u8>>
 
 /// Start of a WatchTimeline stream.
 pub(super) struct WatchStart {
+    pub(super) users: Arc<dyn Users>,
     /// `None` while the id has no key.
     pub(super) user: Option<UserKey>,
     /// Gives the key of a user without one.
@@ -83,6 +86,7 @@ pub(super) struct WatchStream {
     heartbeat_at: Instant,
     compare: Interval,
     shutdown: CancellationToken,
+    users: Arc<dyn Users>,
 }
 
 /// The key of a user who is awaited. Cancel safe.
@@ -121,6 +125,7 @@ impl WatchStream {
             heartbeat_at: now + heartbeat,
             compare,
             shutdown,
+            users: start.users,
         }
     }
 
@@ -278,8 +283,21 @@ impl WatchStream {
         Ok(())
     }
 
+    /// Refuses a user who was erased: nothing will be delivered to this key any more.
+    async fn check_user(&self) -> Result<(), Status> {
+        let Some(user) = self.user else { return Ok(()) };
+        let ids = self.users.ids(&[user]).await;
+        let ids = ids.map_err(|e| status::from_store(&e))?;
+        if ids.into_iter().flatten().any(|id| id.is_placeholder()) {
+            let message = "the user was erased; a new watch of this id is one of a new user";
+            return Err(status::not_found("USER_ERASED", message));
+        }
+        Ok(())
+    }
+
     /// Finds new posts and removals whose live messages were lost.
     async fn compare_with_store(&mut self) -> Result<(), Status> {
+        self.check_user().await?;
         self.find_removed().await?;
         let window = self.newest_ids().await?;
         // Oldest first, in the order of their live messages.

@@ -1,7 +1,7 @@
 //! WatchTimeline.
 
 use herald_gateway::Config;
-use herald_model::{PostId, Recipients, time::Timestamp};
+use herald_model::{PostId, Recipients, UserId, time::Timestamp};
 use herald_proto::v1::{self, watch_timeline_response::Event};
 use herald_store::Archived;
 use tonic::{Code, Streaming, transport::Endpoint};
@@ -430,5 +430,45 @@ async fn a_post_that_another_watcher_got_is_not_sent_after_its_deletion() {
     let later = world.post("107", "later").await;
     world.deliver(later, "second", true).await;
     assert_eq!(entry(&mut second).await.0, later);
+    world.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_of_an_erased_user_ends() {
+    let world = World::start_with(Setup {
+        config: Config {
+            heartbeat_ms: 100,
+            ..Setup::default().config
+        },
+        ..Setup::default()
+    })
+    .await;
+    let mut erased = watch(&world, "reader", 0, "").await;
+    let mut other = watch(&world, "other", 0, "").await;
+    snapshot(&mut erased).await;
+    snapshot(&mut other).await;
+    let user = UserId::new("reader").unwrap();
+    let begun = world.stores.erasures.begin(&user, "ops", Timestamp::now()).await;
+    assert!(begun.unwrap().is_some());
+    let ended = loop {
+        match with_timeout("the end", erased.message()).await {
+            Ok(response) => assert!(
+                matches!(response.unwrap().event, Some(Event::Heartbeat(_))),
+                "nothing is sent"
+            ),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::NotFound);
+    assert_eq!(reason(&ended), "USER_ERASED");
+    let post = world.post("107", "text").await;
+    world.deliver(post, "other", true).await;
+    loop {
+        let response = next_response(&mut other).await;
+        match response.event {
+            Some(Event::Entry(entry)) => break assert_eq!(id(&entry), post),
+            other => assert!(matches!(other, Some(Event::Heartbeat(_))), "{other:?}"),
+        }
+    }
     world.stop().await.unwrap();
 }

@@ -3,8 +3,9 @@
 use std::{ops::Bound, sync::atomic::Ordering};
 
 use herald_model::{PostId, UserKey, time::Timestamp};
+use prost::Message as _;
 
-use super::{CommitBatch, EmbeddedPosts, Job, Tables, by_author_key, corrupt, decode_id};
+use super::{CommitBatch, EmbeddedPosts, Job, Row, Tables, by_author_key, corrupt, decode_id};
 use crate::{
     ErrorKind, Result,
     embedded::database::map_err,
@@ -18,6 +19,35 @@ const REQUESTS_MAX: usize = 10_000;
 const POSTS_MAX: usize = 2_000;
 
 impl EmbeddedPosts {
+    /// Finds the first post from `from` on that was accepted at `moment` or later; one past the last post if all are
+    /// older. Posts less than `from` are taken for older.
+    ///
+    /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older only
+    /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
+    /// those after it.
+    pub(crate) fn first_retained(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
+        let (first, removed) = {
+            let removed = self.tables.removed.lock();
+            (removed.first(), removed.first_since(moment))
+        };
+        if let Some(removed) = removed
+            && from < first
+        {
+            return Ok(from.max(removed).max(PostId(1)));
+        }
+        let from = from.max(first);
+        let mut next = from.max(PostId(1));
+        for row in self.tables.posts.range(from.0.to_be_bytes()..) {
+            let (key, value) = row.into_inner().map_err(map_err)?;
+            let row = Row::decode(value.as_ref()).map_err(|_| corrupt("post"))?;
+            if row.accepted_at >= moment.0 {
+                break;
+            }
+            next = PostId(decode_id(&key)? + 1);
+        }
+        Ok(next)
+    }
+
     /// Removes request ids past their retention and returns their number.
     pub(crate) async fn trim(&self, now: Timestamp) -> Result<usize> {
         let mut removed = 0;

@@ -1,0 +1,30 @@
+//! Erasures of users.
+
+use herald_model::{UserId, time::Timestamp};
+use herald_proto::v1;
+
+use crate::harness::{Harness, in_state, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_that_an_erasure_discards_are_counted() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    harness.create_dead_letters(&service.client, 1..=3).await;
+    assert_eq!(harness.metric("herald_deadletter_discarded_total"), 0);
+    // Another process has begun it.
+    let erasures = &harness.stores.erasures;
+    let author = UserId::new("author").unwrap();
+    let yesterday = Timestamp::now().minus(std::time::Duration::from_hours(24));
+    let begun = erasures.begin(&author, "ops", yesterday).await.unwrap().unwrap();
+    until(async || harness.metric("herald_deadletter_erasure_oldest_seconds") >= 86_400).await;
+    until(async || {
+        let now = erasures.get(begun.id).await.unwrap().unwrap();
+        now.completed_at.is_some()
+    })
+    .await;
+    until(async || harness.metric("herald_deadletter_discarded_total") == 3).await;
+    let discarded = in_state(&service.client, v1::DeadLetterState::Discarded).await;
+    assert_eq!(discarded.len(), 3);
+    until(async || harness.metric("herald_deadletter_erasure_oldest_seconds") == 0).await;
+    service.stop().await;
+}
