@@ -34,6 +34,7 @@ async fn read_all(clients: &Clients, post_id: u64, user: impl Fn(&str) -> String
     }
     macro_rules! read {
         ($client:ident.$method:ident($request:ident { $($field:ident: $value:expr),* $(,)? })) => {{
+            #[allow(clippy::needless_update, reason = "some requests have no other field")]
             let request = v1::$request { $($field: $value,)* ..Default::default() };
             answered(stringify!($method), clients.$client().$method(request)).await;
         }};

@@ -119,7 +119,7 @@ async fn a_server_of_another_authority_is_refused() {
     let mut with_plain_nats = world.variables(right, right, right);
     for (name, value) in &mut with_plain_nats {
         if name == "HERALD_NATS__URL" {
-            *value = plain.client_url().to_owned();
+            *value = plain.client_url();
         }
     }
     for (variables, setting) in [

@@ -174,9 +174,10 @@ mod tests {
         }
 
         async fn renew(&self, _: &Fence, _: Duration) -> herald_store::Result<()> {
-            match self.0.load(Ordering::SeqCst) {
-                true => Err(Error::new(ErrorKind::Fenced, "it has a newer holder")),
-                false => Ok(()),
+            if self.0.load(Ordering::SeqCst) {
+                Err(Error::new(ErrorKind::Fenced, "it has a newer holder"))
+            } else {
+                Ok(())
             }
         }
 
@@ -225,7 +226,7 @@ mod tests {
             finish.cancel();
             [begun, finishing]
         };
-        let (_, [begun, finishing]) = tokio::join!(leased.run("test", work), observe);
+        let ((), [begun, finishing]) = tokio::join!(leased.run("test", work), observe);
         [begun, finishing, leads()]
     }
 

@@ -80,7 +80,7 @@ impl Arrivals {
                 match self.0.users.find(ids).await {
                     Ok(keys) => self.announce(ids, &keys),
                     Err(error) => {
-                        tracing::debug!(%error, "users that watches wait for not looked up; retrying")
+                        tracing::debug!(%error, "users that watches wait for not looked up; retrying");
                     }
                 }
             }

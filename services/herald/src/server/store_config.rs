@@ -251,8 +251,8 @@ impl Store {
 fn ssl_mode(url: &str) -> Option<String> {
     let (_, query) = url.split_once('?')?;
     let parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
-    let mode = parameters.filter(|(name, _)| matches!(*name, "sslmode" | "ssl-mode"));
-    mode.last().map(|(_, mode)| mode.to_owned())
+    let mut modes = parameters.filter(|(name, _)| matches!(*name, "sslmode" | "ssl-mode"));
+    modes.next_back().map(|(_, mode)| mode.to_owned())
 }
 
 #[cfg(test)]
