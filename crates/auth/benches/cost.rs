@@ -2,6 +2,8 @@
 //!
 //! `cargo bench -p herald-auth`.
 
+#![allow(clippy::expect_used, reason = "a benchmark stops at its first failure")]
+
 use std::{
     hint::black_box,
     path::Path,
@@ -68,7 +70,7 @@ async fn measure(authenticator: &Authenticator, key: &NewApiKey, token: impl Fn(
             let caller = authenticator.authenticate(black_box(&headers)).await;
             black_box(caller.expect("the credential is valid"));
         }
-        report(credential, (processor_time() - began) / CALLS);
+        report(credential, processor_time().saturating_sub(began) / CALLS);
     }
     let tokens: Vec<_> = (1..=NEW_TOKENS).map(token).collect();
     let began = processor_time();
@@ -78,7 +80,7 @@ async fn measure(authenticator: &Authenticator, key: &NewApiKey, token: impl Fn(
     }
     report(
         "token that is new (ES256)",
-        (processor_time() - began) / NEW_TOKENS as u32,
+        processor_time().saturating_sub(began) / NEW_TOKENS as u32,
     );
 }
 
