@@ -16,8 +16,8 @@ use crate::{
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, user_key, user_id, actor, requested_at, forgotten_at, last_post, completed_at, posts, follows, devices, ",
-            "timeline_entries, messages, dead_letters FROM herald.erasures ",
+            "SELECT id, user_key, user_id, actor, requested_at, forgotten_at, last_post, completed_at, posts, follows, ",
+            "devices, timeline_entries, messages, dead_letters FROM herald.erasures ",
             $rest
         )
     };
