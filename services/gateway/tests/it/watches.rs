@@ -443,6 +443,9 @@ async fn a_watch_of_an_erased_user_ends() {
         ..Setup::default()
     })
     .await;
+    for user in ["reader", "other"] {
+        world.key(user).await;
+    }
     let mut erased = watch(&world, "reader", 0, "").await;
     let mut other = watch(&world, "other", 0, "").await;
     snapshot(&mut erased).await;
