@@ -24,8 +24,14 @@ pub(crate) struct Arrivals(Arc<Inner>);
 
 struct Inner {
     users: Arc<dyn Users>,
-    /// *Invariant:* a task looks the ids up while there are any.
-    awaited: Mutex<HashMap<UserId, watch::Sender<Option<UserKey>>>>,
+    awaited: Mutex<Awaited>,
+}
+
+/// *Invariant:* one task looks the ids up while there are any.
+#[derive(Default)]
+struct Awaited {
+    ids: HashMap<UserId, watch::Sender<Option<UserKey>>>,
+    is_looked_up: bool,
 }
 
 /// The arrival of one user.
@@ -55,10 +61,10 @@ impl Arrivals {
     /// Begins to wait for a user.
     pub(crate) fn of(&self, user: UserId) -> Arrival {
         let mut awaited = self.0.awaited.lock();
-        if awaited.is_empty() {
+        if !std::mem::replace(&mut awaited.is_looked_up, true) {
             tokio::spawn(self.clone().look_up());
         }
-        let sender = awaited.entry(user).or_insert_with(|| watch::Sender::new(None));
+        let sender = awaited.ids.entry(user).or_insert_with(|| watch::Sender::new(None));
         Arrival(sender.subscribe())
     }
 
@@ -70,11 +76,12 @@ impl Arrivals {
             ticks.tick().await;
             let ids: Vec<UserId> = {
                 let mut awaited = self.0.awaited.lock();
-                awaited.retain(|_, sender| sender.receiver_count() > 0);
-                if awaited.is_empty() {
+                awaited.ids.retain(|_, sender| sender.receiver_count() > 0);
+                if awaited.ids.is_empty() {
+                    awaited.is_looked_up = false;
                     return;
                 }
-                awaited.keys().cloned().collect()
+                awaited.ids.keys().cloned().collect()
             };
             for ids in ids.chunks(LOOKUP_MAX) {
                 match self.0.users.find(ids).await {
@@ -90,9 +97,63 @@ impl Arrivals {
     fn announce(&self, ids: &[UserId], keys: &[Option<UserKey>]) {
         let mut awaited = self.0.awaited.lock();
         for (id, key) in ids.iter().zip(keys).filter(|(_, key)| key.is_some()) {
-            if let Some(sender) = awaited.remove(id) {
+            if let Some(sender) = awaited.ids.remove(id) {
                 sender.send_replace(*key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_trait::async_trait;
+    use herald_store::Result;
+
+    use super::*;
+
+    /// Every user has the key 1. Counts the lookups.
+    #[derive(Default)]
+    struct Known(AtomicU64);
+
+    #[async_trait]
+    impl Users for Known {
+        async fn intern(&self, _: &[UserId]) -> Result<Vec<UserKey>> {
+            unreachable!("a read makes no user")
+        }
+
+        async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(ids.iter().map(|id| (id.as_str() != "nobody").then_some(UserKey(1))).collect())
+        }
+
+        async fn ids(&self, _: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+            unreachable!("no key is read")
+        }
+
+        async fn last_key(&self) -> Result<Option<UserKey>> {
+            unreachable!("no key is read")
+        }
+
+        fn cached_key(&self, _: &UserId) -> Option<UserKey> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_ids_are_looked_up_once_a_second_by_one_task() {
+        let known = Arc::new(Known::default());
+        let arrivals = Arrivals::new(known.clone());
+        // The last awaited user arrives again and again, before the next lookup would see that there is none.
+        for number in 0..10 {
+            let user = UserId::new(format!("user-{number}")).unwrap();
+            assert_eq!(arrivals.of(user).key().await, UserKey(1));
+        }
+        let nobody = arrivals.of(UserId::new("nobody").unwrap());
+        let before = known.0.load(Ordering::Relaxed);
+        tokio::time::sleep(INTERVAL * 10).await;
+        assert!(known.0.load(Ordering::Relaxed) - before <= 11);
+        drop(nobody);
     }
 }
