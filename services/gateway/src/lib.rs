@@ -14,6 +14,7 @@ mod adapters;
 mod archive_watermark;
 mod arrivals;
 mod config;
+mod day_start;
 mod domain;
 mod error;
 mod feed;

@@ -5,10 +5,7 @@
 //! has reached the quota, the archive is read again. What other processes accept is seen with the next reading,
 //! so together they may let a few more posts pass.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use herald_store::{Error, Posts};
@@ -16,12 +13,16 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
+use crate::day_start::DayStart;
+
 /// The time over which posts are counted.
 const DAY: Duration = Duration::from_hours(24);
 /// Maximum number of authors whose posts are counted, some 20 MB.
 const AUTHORS_MAX: u64 = 100_000;
 /// Time for which a reading of the archive is used.
 const KEEP: Duration = Duration::from_mins(1);
+/// Posts read at once.
+const PAGE: usize = 1_000;
 /// Maximum time of a reading of the archive. An author whose posts can't be counted in time may post.
 const READ_MAX: Duration = Duration::from_secs(1);
 /// Retry delay of a post that has no room only because other posts of its author are being accepted.
@@ -35,8 +36,7 @@ struct Inner {
     per_day: usize,
     posts: Arc<dyn Posts>,
     authors: Cache<UserId, Arc<Mutex<Counted>>>,
-    /// A post of 24 hours ago and when it was found: for [`KEEP`], no post before it is of the last 24 hours.
-    day_began: tokio::sync::Mutex<Option<(PostId, Instant)>>,
+    day_start: DayStart,
 }
 
 /// What is known of the posts of an author in the last 24 hours.
@@ -109,9 +109,9 @@ impl PostQuota {
         Self((per_day > 0).then(|| {
             Arc::new(Inner {
                 per_day: per_day as usize,
+                day_start: DayStart::new(Arc::clone(&posts), DAY, KEEP),
                 posts,
                 authors: authors.build(),
-                day_began: tokio::sync::Mutex::default(),
             })
         }))
     }
@@ -143,7 +143,10 @@ impl PostQuota {
                         tracing::debug!(%error, %author, "posts of the last day not counted; the post passes");
                         counted.lock().pass(request_id)
                     }
-                    Err(_) => counted.lock().pass(request_id),
+                    Err(_) => {
+                        tracing::debug!(%author, "posts of the last day not counted in time; the post passes");
+                        counted.lock().pass(request_id)
+                    }
                 }
             }
             (Verdict::Unknown | Verdict::Full(_), None) => counted.lock().pass(request_id),
@@ -161,40 +164,33 @@ impl Inner {
     /// Reads the author's posts of the last 24 hours; no more of them than the quota.
     async fn read(&self, author: UserKey, now: Timestamp) -> Result<Recent, Error> {
         let since = now.minus(DAY);
-        let day_began = self.day_began(since).await?;
-        let before = day_began.0.checked_sub(1).map(PostId);
-        // Deleted posts are among these while their texts are kept (`store.deleted_text_keep_hours`, 7 days by default).
-        // Other processes may have let a few more pass than the quota.
-        let mut ids = self.posts.of_author(author, before, 2 * self.per_day).await?;
-        ids.reverse();
+        let mut after = self.day_start.get().await.0.checked_sub(1).map(PostId);
+        // The newest, as many as the quota allows. Deleted posts are among these while their texts are kept
+        // (`store.deleted_text_keep_hours`, 7 days by default). There can be more than the quota allows: other processes
+        // may have let some pass, and the day start can be old by a minute.
+        let mut newest = VecDeque::new();
+        loop {
+            let page = self.posts.of_author(author, after, PAGE).await?;
+            after = page.last().copied();
+            newest.extend(&page);
+            newest.drain(..newest.len().saturating_sub(self.per_day));
+            if page.len() < PAGE {
+                break;
+            }
+        }
+        let mut ids: Vec<_> = newest.into_iter().rev().collect();
         // Newest first, so the posts of the last 24 hours come first. Mostly that is all of them.
         let (mut recent, mut older) = (0, ids.len());
-        let (mut oldest_at, mut probe) = (None, older.saturating_sub(1).min(self.per_day - 1));
+        let (mut oldest_at, mut probe) = (None, older.saturating_sub(1));
         while recent < older {
             match self.accepted_at(ids[probe]).await?.filter(|at| *at > since) {
                 Some(at) => (recent, oldest_at) = (probe + 1, Some(at)),
                 None => older = probe,
             }
-            if recent == self.per_day {
-                break;
-            }
             probe = usize::midpoint(recent, older);
         }
         ids.truncate(recent);
         Ok(Recent { ids, oldest_at })
-    }
-
-    /// A post that is no newer than the first one that was accepted at `since` or later.
-    async fn day_began(&self, since: Timestamp) -> Result<PostId, Error> {
-        let mut day_began = self.day_began.lock().await;
-        match *day_began {
-            Some((post, found_at)) if found_at.elapsed() < KEEP => Ok(post),
-            _ => {
-                let post = self.posts.first_since(since).await?;
-                *day_began = Some((post, Instant::now()));
-                Ok(post)
-            }
-        }
     }
 
     async fn accepted_at(&self, post: PostId) -> Result<Option<Timestamp>, Error> {
