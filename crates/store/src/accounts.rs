@@ -7,7 +7,7 @@ use herald_model::{
     Address, Device, DeviceId, Disabled, FailingStreak, Registration, UserId, UserKey, time::Timestamp,
 };
 
-use crate::Result;
+use crate::{Result, users_cache::KeyUse};
 
 /// Maximum number of devices of one user.
 pub const DEVICES_PER_USER_MAX: usize = 32;
@@ -38,6 +38,10 @@ pub trait Users: Send + Sync {
     /// The key of a user, if this process has it in its cache: what [`find`](Self::find) would return without reading
     /// the store.
     fn cached_key(&self, id: &UserId) -> Option<UserKey>;
+
+    /// Begins the use of keys: whoever has checked [`cached_key`](Self::cached_key) after this uses the key until it drops
+    /// what this returns. [`Erasures::is_forgotten`](crate::Erasures::is_forgotten) waits for it.
+    fn use_keys(&self) -> KeyUse;
 }
 
 /// Time for which a webhook secret that was replaced by a registration signs pushes too.

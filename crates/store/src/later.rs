@@ -20,7 +20,7 @@ use crate::{
     Ledger, MarkedDead, NewOperation, Operation, OperationId, OperationState, Order, PostCounts, PostPlan,
     PostTotals, Posts, Preferences, PreferencesChange, Rebuilt, RecipientStatus, RecordedOutcome, Reopened,
     Reopening, Result, Retention, Settlement, SlicePlan, Step, Stores, StreamMark, StreamMarks,
-    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users,
+    TimelineEntries, TimelinePage, Timelines, Totals, TotalsBatch, Users, users_cache::KeyUse,
 };
 
 /// Why an engine is not open yet. Clones share it.
@@ -245,6 +245,7 @@ later!(Users "users" {
     last_key() -> Option<UserKey>;
 } {
     cached_key(id: &UserId) -> Option<UserKey> = None;
+    use_keys() -> KeyUse = KeyUse::default();
 });
 
 later!(Follows "follows" {

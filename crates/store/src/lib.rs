@@ -105,6 +105,7 @@ pub use retention_clock::{CLOCK_STEP_MAX, ClockCheck};
 pub use stream_marks::{StreamMark, StreamMarks};
 pub use timelines::{Delivered, Rebuilt, TimelineEntries, TimelinePage, Timelines};
 pub use totals::{ChunkRef, Counted, Counts, IntendedFile, PostTotals, Totals, TotalsBatch};
+pub use users_cache::KeyUse;
 
 /// Resolves with `Ok` when a write that is already readable is durable. Dropping the future does not cancel the write.
 pub type Durable = BoxFuture<'static, Result<()>>;

@@ -1,7 +1,10 @@
 //! A cache of the dictionary of users, of both engines.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -27,6 +30,24 @@ pub(crate) struct UsersCache {
     epoch: AtomicU64,
     /// Number of calls that removed pairs. The lock is held while pairs are added or removed.
     forgotten: RwLock<u64>,
+    /// Held by the calls that use keys of the cache: those that began since the last [`Uses`] was made.
+    uses: RwLock<Arc<()>>,
+}
+
+/// A call uses keys that it got from the cache, until this is dropped: an erasure waits for it. Take it before
+/// [`Users::cached_key`](crate::Users::cached_key).
+#[derive(Debug, Clone, Default)]
+#[must_use = "keys are used until it is dropped"]
+pub struct KeyUse(#[allow(dead_code, reason = "it counts")] Arc<()>);
+
+/// The calls that used keys of a cache at a moment.
+pub(crate) struct Uses(Weak<()>);
+
+impl Uses {
+    /// Whether all these calls have ended.
+    pub(crate) fn have_ended(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 #[derive(Clone)]
@@ -74,6 +95,7 @@ impl UsersCache {
             lease: None,
             epoch: AtomicU64::new(0),
             forgotten: RwLock::default(),
+            uses: RwLock::default(),
         }
     }
 
@@ -130,6 +152,19 @@ impl UsersCache {
         if *forgotten == reading.0 {
             insert(self.epoch.load(Ordering::Acquire));
         }
+    }
+
+    /// Begins the use of keys.
+    pub(crate) fn use_keys(&self) -> KeyUse {
+        KeyUse(Arc::clone(&self.uses.read()))
+    }
+
+    /// The calls that use keys now, and may use a key that was forgotten before this call.
+    pub(crate) fn uses(&self) -> Uses {
+        let mut uses = self.uses.write();
+        let before = Arc::downgrade(&uses);
+        *uses = Arc::default();
+        Uses(before)
     }
 
     /// Removes a pair. Call it after the change is readable.
@@ -190,6 +225,20 @@ mod tests {
 
     fn in_a_minute() -> Instant {
         Instant::now() + Duration::from_mins(1)
+    }
+
+    #[test]
+    fn uses_end_with_the_calls_that_began_before() {
+        let cache = UsersCache::new(1 << 20);
+        assert!(cache.uses().have_ended());
+        let (first, second) = (cache.use_keys(), cache.use_keys());
+        let uses = cache.uses();
+        let later = cache.use_keys();
+        drop(first);
+        assert!(!uses.have_ended());
+        drop(second);
+        assert!(uses.have_ended());
+        drop(later);
     }
 
     #[test]

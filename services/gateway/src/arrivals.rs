@@ -64,7 +64,10 @@ impl Arrivals {
         if !std::mem::replace(&mut awaited.is_looked_up, true) {
             tokio::spawn(self.clone().look_up());
         }
-        let sender = awaited.ids.entry(user).or_insert_with(|| watch::Sender::new(None));
+        let sender = awaited
+            .ids
+            .entry(user)
+            .or_insert_with(|| watch::Sender::new(None));
         Arrival(sender.subscribe())
     }
 
@@ -109,7 +112,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use async_trait::async_trait;
-    use herald_store::Result;
+    use herald_store::{KeyUse, Result};
 
     use super::*;
 
@@ -125,7 +128,10 @@ mod tests {
 
         async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
             self.0.fetch_add(1, Ordering::Relaxed);
-            Ok(ids.iter().map(|id| (id.as_str() != "nobody").then_some(UserKey(1))).collect())
+            Ok(ids
+                .iter()
+                .map(|id| (id.as_str() != "nobody").then_some(UserKey(1)))
+                .collect())
         }
 
         async fn ids(&self, _: &[UserKey]) -> Result<Vec<Option<UserId>>> {
@@ -138,6 +144,10 @@ mod tests {
 
         fn cached_key(&self, _: &UserId) -> Option<UserKey> {
             None
+        }
+
+        fn use_keys(&self) -> KeyUse {
+            KeyUse::default()
         }
     }
 

@@ -1,6 +1,6 @@
 //! Erasures: one row each, with indexes of those that run and of the keys of erased users.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch};
@@ -12,7 +12,10 @@ use super::{
     database::{self, Committed, Database, map_err},
     users::EmbeddedUsers,
 };
-use crate::{ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Forgotten, Result, erasures::missing};
+use crate::{
+    ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Forgotten, Result, erasures::missing,
+    users_cache::Uses,
+};
 
 /// Name of the keyspace of [`Row`]s.
 pub(crate) const KEYSPACE: &str = "erasures";
@@ -35,6 +38,8 @@ pub(super) struct Tables {
     users: Keyspace,
     /// Held from the read of a row until its change is applied.
     writing: Mutex<()>,
+    /// The calls that can use the keys of erased users still; `None` until the key is forgotten.
+    uses: Mutex<HashMap<ErasureId, Option<Uses>>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -83,6 +88,7 @@ impl Tables {
             users: database.keyspace("erased_users", database::options)?,
             database: Arc::clone(database),
             writing: Mutex::default(),
+            uses: Mutex::default(),
         })
     }
 
@@ -117,6 +123,25 @@ impl Tables {
         batch.insert(&self.running, id, []);
         batch.insert(&self.users, user.0.to_be_bytes(), id);
         Ok(erasure)
+    }
+
+    /// Lets an erasure wait for calls that use keys.
+    pub(super) fn wait_for(&self, id: ErasureId, uses: Option<Uses>) {
+        self.uses.lock().insert(id, uses);
+    }
+
+    /// Whether the calls that an erasure waits for have ended.
+    fn is_unused(&self, id: ErasureId) -> bool {
+        let mut uses = self.uses.lock();
+        match uses.get(&id) {
+            Some(Some(used)) if used.have_ended() => {
+                uses.remove(&id);
+                true
+            }
+            Some(_) => false,
+            // The calls have ended, or the erasure began before this process.
+            None => true,
+        }
     }
 
     /// The newest erasure that is not complete and has this id of a user.
@@ -189,8 +214,8 @@ impl crate::Erasures for EmbeddedErasures {
     }
 
     /// This process is the only one, and has forgotten the user when the erasure began.
-    async fn is_forgotten(&self, _: ErasureId) -> Result<bool> {
-        Ok(true)
+    async fn is_forgotten(&self, id: ErasureId) -> Result<bool> {
+        Ok(self.tables.is_unused(id))
     }
 
     async fn record_forgotten(&self, id: ErasureId, forgotten: &Forgotten) -> Result<()> {

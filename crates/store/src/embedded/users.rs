@@ -12,7 +12,11 @@ use super::{
     erasures::{self, Begin},
     group_commit::{GroupCommit, Readable},
 };
-use crate::{Erasure, Error, ErrorKind, Result, erasures::placeholder, users_cache::UsersCache};
+use crate::{
+    Erasure, Error, ErrorKind, Result,
+    erasures::placeholder,
+    users_cache::{KeyUse, UsersCache},
+};
 
 /// Number of users at which a batch takes no more calls.
 const BATCH_USERS_MAX: usize = 2_000;
@@ -143,9 +147,11 @@ impl Tables {
         batch.insert(&self.ids, key.0.to_be_bytes(), placeholder.as_str());
         batch.insert(&self.keys, placeholder.as_str(), key.0.to_be_bytes());
         let erasure = self.erasures.add_to(&mut batch, key, begin)?;
+        self.erasures.wait_for(erasure.id, None);
         readable.mark();
         let committed = block_on(self.database.commit(batch));
         self.cache.forget(&begin.id, key);
+        self.erasures.wait_for(erasure.id, Some(self.cache.uses()));
         committed.map(|()| Some(erasure))
     }
 
@@ -276,5 +282,9 @@ impl crate::Users for EmbeddedUsers {
 
     fn cached_key(&self, id: &UserId) -> Option<UserKey> {
         self.tables.cache.key(id)
+    }
+
+    fn use_keys(&self) -> KeyUse {
+        self.tables.cache.use_keys()
     }
 }

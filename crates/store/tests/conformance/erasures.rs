@@ -103,9 +103,19 @@ pub async fn every_process_forgets_a_user<E: Engine>(engine: &mut E) {
         })
         .await;
     }
+    let key_use = peer.users.use_keys();
     let erasure = begin(&stores, ann).await.unwrap();
     assert_eq!(key(&stores, ann).await, None);
     let erasures = &stores.erasures;
+    until("the user is in no cache", async || {
+        peer.users.cached_key(ann).is_none()
+    })
+    .await;
+    assert!(
+        !erasures.is_forgotten(erasure.id).await.unwrap(),
+        "a call uses the key"
+    );
+    drop(key_use);
     until("every process has forgotten the user", async || {
         erasures.is_forgotten(erasure.id).await.unwrap()
     })

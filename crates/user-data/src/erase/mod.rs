@@ -56,9 +56,10 @@ impl UserData {
             .await?;
         herald_failpoints::point!("erasure.messages-deleted");
         erase.texts(&keyless).await?;
-        erase.check_posts().await?;
         herald_failpoints::point!("erasure.texts-erased");
         erase.timeline().await?;
+        // The archive has handled what POSTS had until now.
+        erase.check_posts().await?;
         // What calls have added that had read the user's key before it was forgotten.
         erase.accounts().await?;
         self.stores

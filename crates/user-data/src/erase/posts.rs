@@ -39,16 +39,42 @@ impl Erase<'_> {
         Ok(found)
     }
 
-    /// Deletes the posts of the user as DeletePost does. Returns those whose messages lack the key of the user: the
-    /// archive can have given them the key of a new user with the same id.
+    /// Deletes the posts of the user as DeletePost does. Returns those that lack the key of the user: their messages have
+    /// none, and the archive can have given them the key of a new user with the same id.
     pub(super) async fn delete_posts(&self, found: &[Found]) -> Result<Vec<PostId>> {
         self.delete_archived().await?;
         let keyless = found.iter().filter(|message| !message.has_key);
-        let keyless: Vec<_> = keyless.map(|message| PostId(message.sequence)).collect();
+        let mut keyless: Vec<_> = keyless.map(|message| PostId(message.sequence)).collect();
         for page in keyless.chunks(PAGE) {
             self.delete(page).await?;
         }
+        keyless.extend(self.find_deleted_of_new_user().await?);
+        keyless.sort_unstable();
+        keyless.dedup();
         Ok(keyless)
+    }
+
+    /// The deleted posts of a new user with the same id that can be the erased user's: when an erasure is repeated, their
+    /// messages are gone. Those that the new user has deleted are among them, which are removed somewhat earlier then.
+    async fn find_deleted_of_new_user(&self) -> Result<Vec<PostId>> {
+        let stores = &self.data.stores;
+        let key = stores.users.find(std::slice::from_ref(self.author.id)).await?;
+        let Some(Some(key)) = key.first() else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let mut page = stores.posts.of_author(*key, after, PAGE).await?;
+            page.retain(|post| *post <= self.author.last_post);
+            let Some(last) = page.last() else {
+                return Ok(found);
+            };
+            after = Some(*last);
+            let read = self.read(&page).await?;
+            let deleted = read.iter().filter(|post| post.deleted_at.is_some());
+            found.extend(deleted.map(|post| post.id));
+        }
     }
 
     /// Deletes the posts of the user that the archive has.

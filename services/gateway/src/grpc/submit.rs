@@ -195,7 +195,7 @@ impl Submitter {
                 if let Some(id) = original {
                     let (lane, request_id) = (new.lane, request_id.clone());
                     let repeated = new.into_message(author, request_id, Timestamp::now());
-                    let original = self.read_original(id, repeated).await?;
+                    let original = repetition(id, self.read_original(id).await?, repeated)?;
                     return Ok(NextStep::Duplicate(original, lane));
                 }
                 (request_id.clone(), evidence)
@@ -218,7 +218,7 @@ impl Submitter {
                 Ok(Some(id)) => {
                     let lane = new.lane;
                     let repeated = new.into_message(author, request_id, Timestamp::now());
-                    let original = self.read_original(id, repeated).await?;
+                    let original = repetition(id, self.read_original(id).await?, repeated)?;
                     return Ok(NextStep::Duplicate(original, lane));
                 }
                 // It could be a repeated request, which must not be refused.
@@ -335,7 +335,9 @@ impl Submitter {
             Evidence::Store(reading) => self.archive_watermark.check_fresh(reading)?,
             Evidence::History(reading) => self.request_history.check_fresh(reading)?,
         }
-        // The author can have been erased since the key was read: then the post is one of a new user with this id.
+        // The author can have been erased since the key was read: then the post is one of a new user with this id. An
+        // erasure that begins after the check waits for the end of the publish.
+        let _key_use = self.users.use_keys();
         let author = match author {
             Some(key) if self.users.cached_key(&new.author) != Some(key) => {
                 self.author_key(&new.author).await?
@@ -354,16 +356,37 @@ impl Submitter {
         let lane = new.lane;
         let created = new.into_message(author, request_id, at);
         herald_failpoints::point!("gateway.publish");
-        let published = self
-            .mesh
-            .publish(Subject::PostCreated(lane), Some(&message_id), &created)
-            .await
-            .map_err(|e| status::from_mesh(&e))?;
+        let publish = async |message_id: &str| {
+            let published = self
+                .mesh
+                .publish(Subject::PostCreated(lane), Some(message_id), &created)
+                .await;
+            published.map_err(|e| status::from_mesh(&e))
+        };
+        let mut published = publish(&message_id).await?;
         herald_failpoints::point!("gateway.accepted");
-        let id = PostId(published.sequence);
+        let mut original = None;
         // A generated request id is a duplicate only of itself: the mesh has retried after a lost acknowledgement.
         if published.duplicate && !is_generated {
-            let original = self.read_original(id, created).await?;
+            original = self.read_original(PostId(published.sequence)).await?;
+            if let Some(key) = author
+                && original
+                    .as_ref()
+                    .is_some_and(|original| is_of_another_user(original, key))
+            {
+                // The request is one of an erased user who had the same id.
+                let message_id = format!("post-of/{key}/{}/{}", created.author_id, created.request_id);
+                published = publish(&message_id).await?;
+                original = if published.duplicate {
+                    self.read_original(PostId(published.sequence)).await?
+                } else {
+                    None
+                };
+            }
+        }
+        let id = PostId(published.sequence);
+        if published.duplicate && !is_generated {
+            let original = repetition(id, original, created)?;
             // After a lost acknowledgement the mesh retries, and the broker reports this same post as a duplicate.
             let duplicate = original.at != at;
             if !duplicate {
@@ -383,36 +406,45 @@ impl Submitter {
         })
     }
 
-    /// Builds the response to a repeated request from the original post; ALREADY_EXISTS if that is another post.
-    async fn read_original(
-        &self,
-        id: PostId,
-        repeated: mesh_v1::PostCreated,
-    ) -> Result<AcceptedPost, Status> {
+    /// Reads the post that a request names; `None` if it has left archive and stream.
+    async fn read_original(&self, id: PostId) -> Result<Option<Post>, Status> {
         let original = match self.reader.read_one(id).await {
             // POSTS has it too.
             Err(ReadError::Store(_)) => self.reader.read_accepted(id).await,
             read => read,
         };
-        let original = original.map_err(|e| read_error_to_status(&e))?;
-        let changed = original
-            .as_ref()
-            .map(|original| changed_fields(&repeated, original));
-        if let Some(changed) = changed.filter(|changed| !changed.is_empty()) {
-            let message = format!(
-                "request_id {} belongs to post {id}, which has other values of {}; use a new request_id for a new post",
-                repeated.request_id,
-                changed.join(", ")
-            );
-            return Err(status::already_exists("REQUEST_ID_REUSED", message));
-        }
-        // The original may have left archive and stream; then its time of acceptance is unknown.
-        let at = original.map_or_else(Timestamp::now, |post| post.accepted_at);
-        Ok(AcceptedPost {
-            id,
-            request_id: repeated.request_id,
-            at,
-            duplicate: true,
-        })
+        original.map_err(|e| read_error_to_status(&e))
     }
+}
+
+/// Whether a post has the key of another user than this one. A post without a key can be of either.
+fn is_of_another_user(post: &Post, key: UserKey) -> bool {
+    post.author != NO_KEY && post.author != key
+}
+
+/// Builds the response to a repeated request from the original post; ALREADY_EXISTS if that is another post.
+fn repetition(
+    id: PostId,
+    original: Option<Post>,
+    repeated: mesh_v1::PostCreated,
+) -> Result<AcceptedPost, Status> {
+    let changed = original
+        .as_ref()
+        .map(|original| changed_fields(&repeated, original));
+    if let Some(changed) = changed.filter(|changed| !changed.is_empty()) {
+        let message = format!(
+            "request_id {} belongs to post {id}, which has other values of {}; use a new request_id for a new post",
+            repeated.request_id,
+            changed.join(", ")
+        );
+        return Err(status::already_exists("REQUEST_ID_REUSED", message));
+    }
+    // The original may have left archive and stream; then its time of acceptance is unknown.
+    let at = original.map_or_else(Timestamp::now, |post| post.accepted_at);
+    Ok(AcceptedPost {
+        id,
+        request_id: repeated.request_id,
+        at,
+        duplicate: true,
+    })
 }

@@ -96,13 +96,13 @@ impl TimelineService for TimelineApi {
             .map_err(|()| status::invalid(&[("resume_token", "is not a resume token of this user")]))?;
         // A read makes no user: the watch of an unknown one waits for its key.
         let user = super::find_user(&*self.users, user_id.clone()).await?;
-        let arrival = user.is_none().then(|| self.arrivals.of(user_id));
         let watch = self.hub.watch(user, caller).await.map_err(|e| match e {
             WatchError::TooMany { .. } => {
                 status::exhausted("TOO_MANY_WATCHERS", e.to_string(), WATCHERS_RETRY_AFTER)
             }
             WatchError::Mesh(e) => status::from_mesh(&e),
         })?;
+        let arrival = user.is_none().then(|| self.arrivals.of(user_id));
         let start = watch::WatchStart {
             users: Arc::clone(&self.users),
             user,

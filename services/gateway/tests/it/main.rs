@@ -6,6 +6,7 @@ mod deadlines;
 mod deletions;
 mod deliveries;
 mod devices;
+mod erased_authors;
 mod graph;
 mod harness;
 mod hostile_clients;

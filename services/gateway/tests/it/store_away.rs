@@ -15,7 +15,7 @@ use futures::FutureExt as _;
 use herald_mesh::TopologyConfig;
 use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::v1;
-use herald_store::{Archived, ErrorKind, Posts, Result, Stores, Users};
+use herald_store::{Archived, ErrorKind, KeyUse, Posts, Result, Stores, Users};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -131,6 +131,10 @@ impl Users for AwayUsers {
 
     fn cached_key(&self, id: &UserId) -> Option<UserKey> {
         self.0.cached_key(id)
+    }
+
+    fn use_keys(&self) -> KeyUse {
+        self.0.use_keys()
     }
 }
 

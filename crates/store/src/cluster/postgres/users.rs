@@ -17,7 +17,10 @@ use super::{
     keys,
     users_caches::{CacheKeeper, LEASE},
 };
-use crate::{Error, ErrorKind, Result, users_cache::UsersCache};
+use crate::{
+    Error, ErrorKind, Result,
+    users_cache::{KeyUse, UsersCache},
+};
 
 /// Batches of the users of concurrent calls. One at a time: all wait for the lock of the counter.
 const BATCHES: BatchLimits = BatchLimits {
@@ -272,5 +275,9 @@ impl crate::Users for PostgresUsers {
 
     fn cached_key(&self, id: &UserId) -> Option<UserKey> {
         self.cache.key(id)
+    }
+
+    fn use_keys(&self) -> KeyUse {
+        self.cache.use_keys()
     }
 }

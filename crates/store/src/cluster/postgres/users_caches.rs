@@ -11,6 +11,7 @@
 //! *Assumption:* the clock of the database is not set forward by more than [`margin`] during a lease.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Attempt, Postgres, keys, leases::microseconds};
-use crate::{Error, ErrorKind, Result, users_cache::UsersCache};
+use crate::{
+    Error, ErrorKind, Result,
+    users_cache::{UsersCache, Uses},
+};
 
 /// Time for which a process uses its cache without being able to write its row.
 pub(super) const LEASE: Duration = Duration::from_mins(1);
@@ -55,6 +59,10 @@ pub(super) struct CacheKeeper {
     process: String,
     lease: Duration,
     seen: Option<Seen>,
+    /// Newly seen erasures, oldest first, and the calls that can use the keys of their users still.
+    in_use: VecDeque<(Seen, Uses)>,
+    /// The newest erasure whose user's key no call uses.
+    unused: Option<Seen>,
     /// Begin of the last round that wrote the row, and what it wrote.
     recorded: Option<(Instant, Seen)>,
 }
@@ -67,6 +75,8 @@ impl CacheKeeper {
             process: Uuid::new_v4().to_string(),
             lease,
             seen: None,
+            in_use: VecDeque::new(),
+            unused: None,
             recorded: None,
         }
     }
@@ -100,7 +110,10 @@ impl CacheKeeper {
     /// Forgets the users of new erasures. Writes the row, and extends the lease, if there were some or if it is time.
     pub(super) async fn round(&mut self) -> Result<()> {
         let begun = Instant::now();
-        let seen = self.forget_erased().await?;
+        let newest = self.forget_erased().await?;
+        let Some(seen) = self.unused_up_to(newest) else {
+            return Ok(());
+        };
         let is_recorded = self.recorded.is_some_and(|(at, recorded)| {
             recorded == seen && begun.saturating_duration_since(at) < self.lease / 6
         });
@@ -110,6 +123,18 @@ impl CacheKeeper {
             self.recorded = Some((begun, seen));
         }
         Ok(())
+    }
+
+    /// The newest seen erasure whose user's key no call uses any more; `None` if there is none yet.
+    fn unused_up_to(&mut self, seen: Seen) -> Option<Seen> {
+        let last = self.in_use.back().map(|(last, _)| *last).or(self.unused);
+        if last != Some(seen) {
+            self.in_use.push_back((seen, self.cache.uses()));
+        }
+        while let Some((seen, _)) = self.in_use.pop_front_if(|(_, uses)| uses.have_ended()) {
+            self.unused = Some(seen);
+        }
+        self.unused
     }
 
     async fn forget_erased(&mut self) -> Result<Seen> {
