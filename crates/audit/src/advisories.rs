@@ -1,9 +1,9 @@
 //! Compares JetStream advisories with the dead letters.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use futures::{StreamExt as _, pin_mut};
-use herald_mesh::{consumers, streams};
+use herald_mesh::{RawMessage, consumers, streams};
 use herald_model::time::Timestamp;
 use herald_proto::mesh_v1::DlqEntry;
 use herald_store::MessageRef;
@@ -32,23 +32,49 @@ const MESSAGE_DELETED: &str = "Unacknowledged message was deleted";
 /// Messages of DLQ read between two pauses.
 const PAGE: usize = 1_024;
 
-/// What DLQ tells of the failures of redriven messages. REDRIVE loses a message before ADVISORIES loses the advisory of its
+/// Failures that are looked up with one scan of DLQ.
+const FAILURES_MAX: usize = 1_024;
+
+/// Tolerated difference of the clocks of two servers: the leaders of ADVISORIES and of DLQ can be different ones, and
+/// each sets the publish times of its stream.
+const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
+
+/// The failure of a message, from its advisory.
+struct Failure {
+    message: MessageRef,
+    advisory: RawMessage,
+}
+
+/// What DLQ tells of failures of redriven messages. REDRIVE loses a message before ADVISORIES loses the advisory of its
 /// failure, because both keep messages for as long; and an erasure deletes a message from both REDRIVE and DLQ.
 struct RecordedFailures {
-    /// The messages of REDRIVE whose failures have an entry.
+    /// The messages whose failures have an entry.
     failed: HashSet<MessageRef>,
     /// DLQ has each entry that was published after this time.
     complete_after: Timestamp,
 }
 
 impl RecordedFailures {
-    async fn read(auditor: &Auditor, last: u64, throttle: &mut Throttle) -> Result<Self> {
+    /// Looks for the entries of these failures in DLQ, up to the sequence `last`.
+    async fn read(
+        auditor: &Auditor,
+        failures: &[Failure],
+        last: u64,
+        throttle: &mut Throttle,
+    ) -> Result<Self> {
         let mut recorded = Self {
             failed: HashSet::new(),
             complete_after: Timestamp(i64::MIN),
         };
-        let mut expected = 1;
-        let entries = auditor.mesh.scan(streams::DLQ, None, 1, last).enumerate();
+        let Some(oldest) = failures.iter().map(|failure| failure.advisory.published_at).min() else {
+            return Ok(recorded);
+        };
+        let wanted: HashSet<&MessageRef> = failures.iter().map(|failure| &failure.message).collect();
+        let since = oldest.minus(CLOCK_DIFFERENCE_MAX);
+        let since = auditor.mesh.sequence_since(streams::DLQ, since).await?;
+        // Begins one message earlier: if DLQ lacks that one, an entry of these failures can have been removed with it.
+        let mut expected = since.saturating_sub(1).clamp(1, last.max(1));
+        let entries = auditor.mesh.scan(streams::DLQ, None, expected, last).enumerate();
         pin_mut!(entries);
         while let Some((index, message)) = entries.next().await {
             let message = message?;
@@ -56,14 +82,15 @@ impl RecordedFailures {
                 recorded.complete_after = message.published_at;
             }
             expected = message.sequence + 1;
-            if let Ok(entry) = message.decode::<DlqEntry>()
-                && entry.stream == streams::REDRIVE
-            {
-                recorded.failed.insert(MessageRef {
+            if let Ok(entry) = message.decode::<DlqEntry>() {
+                let failed = MessageRef {
                     stream: entry.stream,
                     consumer: entry.consumer,
                     sequence: entry.sequence,
-                });
+                };
+                if wanted.contains(&failed) {
+                    recorded.failed.insert(failed);
+                }
             }
             if (index + 1).is_multiple_of(PAGE) {
                 throttle.pause().await;
@@ -75,34 +102,44 @@ impl RecordedFailures {
         Ok(recorded)
     }
 
-    /// Whether the failure certainly has no entry. Its advisory was published at `failed_at`, and the entry would be newer.
-    fn lack(&self, failed: &MessageRef, failed_at: Timestamp) -> bool {
-        failed_at > self.complete_after && !self.failed.contains(failed)
+    /// Whether the failure certainly has no entry. Its advisory was published at `failed_at`, and the entry would be
+    /// newer.
+    fn is_missing(&self, failed: &MessageRef, failed_at: Timestamp) -> bool {
+        failed_at > self.complete_after.plus(CLOCK_DIFFERENCE_MAX) && !self.failed.contains(failed)
     }
 }
 
-/// Whether an advisory about a message of REDRIVE is recorded: its failure reopened the dead letter that it was redriven
-/// from. If REDRIVE no longer has the message, nothing tells its dead letter, but DLQ has the entry of the failure; if
-/// that can have been removed too, the advisory counts as recorded.
-async fn is_recorded_redrive(
-    auditor: &Auditor,
-    dead_letters: &DeadLetterIndex,
-    (advisory, failed_at): (&MessageRef, Timestamp),
-    (recorded, dlq_last): (&mut Option<RecordedFailures>, u64),
-    throttle: &mut Throttle,
-) -> Result<bool> {
-    if advisory.stream != streams::REDRIVE {
-        return Ok(false);
+/// Failures of redriven messages that REDRIVE no longer has. Nothing tells their dead letters, but DLQ has the entries
+/// of the failures; if an entry can have been removed too, its failure counts as recorded.
+struct GoneRedrives {
+    /// Not looked up yet; at most [`FAILURES_MAX`].
+    failures: Vec<Failure>,
+    /// The last sequence of DLQ that belongs to the audit.
+    dlq_last: u64,
+}
+
+impl GoneRedrives {
+    /// Adds a failure. Looks all up when there are enough for a scan.
+    async fn add(&mut self, failure: Failure, run: &mut Run<'_>) -> Result<()> {
+        self.failures.push(failure);
+        if self.failures.len() >= FAILURES_MAX {
+            self.look_up(run).await?;
+        }
+        Ok(())
     }
-    if let Some(message) = auditor.mesh.message(&advisory.stream, advisory.sequence).await? {
-        let redriven = message.redriven();
-        return Ok(redriven.is_some_and(|redriven| dead_letters.contains(redriven.dead_letter)));
+
+    /// Reports the failures without an entry.
+    async fn look_up(&mut self, run: &mut Run<'_>) -> Result<()> {
+        let failures = std::mem::take(&mut self.failures);
+        let recorded =
+            RecordedFailures::read(run.auditor, &failures, self.dlq_last, &mut run.throttle).await?;
+        for failure in failures {
+            if recorded.is_missing(&failure.message, failure.advisory.published_at) {
+                report(&failure, run).await?;
+            }
+        }
+        Ok(())
     }
-    let recorded = match recorded {
-        Some(recorded) => recorded,
-        none => none.insert(RecordedFailures::read(auditor, dlq_last, throttle).await?),
-    };
-    Ok(!recorded.lack(advisory, failed_at))
 }
 
 /// Checks the advisories in scope. Advisories that the deadletter service has not processed yet are left to the next
@@ -123,7 +160,10 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
         return Ok(());
     }
     let dead_letters = DeadLetterIndex::read(&*auditor.dead_letters, &mut run.throttle).await?;
-    let mut recorded = None;
+    let mut gone_redrives = GoneRedrives {
+        failures: Vec::new(),
+        dlq_last,
+    };
     let messages = mesh.scan(streams::ADVISORIES, None, from, handled);
     pin_mut!(messages);
     while let Some(message) = messages.next().await {
@@ -132,45 +172,90 @@ pub(crate) async fn check(auditor: &Auditor, scope: Scope, run: &mut Run<'_>) ->
             continue;
         };
         let consumer = auditor.topology.consumer(&advisory.consumer);
-        let origin = MessageRef {
-            stream: advisory.stream.clone(),
-            consumer: advisory.consumer.clone(),
-            sequence: advisory.sequence,
+        let is_expected = advisory.stream == streams::LATER && advisory.reason == MESSAGE_DELETED;
+        let failure = Failure {
+            message: MessageRef {
+                stream: advisory.stream,
+                consumer: advisory.consumer,
+                sequence: advisory.sequence,
+            },
+            advisory: message,
         };
-        if consumer.is_none_or(|consumer| consumer.stream != advisory.stream)
-            || dead_letters.has_origin(&origin)
+        if is_expected
+            || consumer.is_none_or(|consumer| consumer.stream != failure.message.stream)
+            || dead_letters.has_origin(&failure.message)
         {
             continue;
         }
-        let expected = advisory.stream == streams::LATER && advisory.reason == MESSAGE_DELETED;
-        let is_recorded = is_recorded_redrive(
-            auditor,
-            &dead_letters,
-            (&origin, message.published_at),
-            (&mut recorded, dlq_last),
-            &mut run.throttle,
-        );
-        if expected || is_recorded.await? {
-            continue;
+        if failure.message.stream == streams::REDRIVE {
+            let Some(redriven) = mesh.message(streams::REDRIVE, failure.message.sequence).await? else {
+                gone_redrives.add(failure, run).await?;
+                continue;
+            };
+            // The failure reopened the dead letter that the message was redriven from.
+            let redriven = redriven.redriven();
+            if redriven.is_some_and(|redriven| dead_letters.contains(redriven.dead_letter)) {
+                continue;
+            }
         }
-        let detail = format!(
-            "consumer {} stopped redelivering message {} of stream {}, and the message has no dead letter",
-            advisory.consumer, advisory.sequence, advisory.stream
-        );
-        let mut finding = Finding {
-            kind: FindingKind::Unrecorded,
-            post: None,
-            channel: None,
-            user: None,
-            chunk: None,
-            deliveries: 0,
-            detail,
-            repaired: crate::Repaired::NotRequested,
-        };
-        if let Some(repair) = &mut run.repair {
-            finding.repaired = repair.republish_advisory(&message).await;
-        }
-        run.report(finding).await?;
+        report(&failure, run).await?;
     }
-    Ok(())
+    gone_redrives.look_up(run).await
+}
+
+/// Reports a failure that has no dead letter.
+async fn report(failure: &Failure, run: &mut Run<'_>) -> Result<()> {
+    let MessageRef {
+        stream,
+        consumer,
+        sequence,
+    } = &failure.message;
+    let mut finding = Finding {
+        kind: FindingKind::Unrecorded,
+        post: None,
+        channel: None,
+        user: None,
+        chunk: None,
+        deliveries: 0,
+        detail: format!(
+            "consumer {consumer} stopped redelivering message {sequence} of stream {stream}, and the message has no \
+             dead letter"
+        ),
+        repaired: crate::Repaired::NotRequested,
+    };
+    if let Some(repair) = &mut run.repair {
+        finding.repaired = repair.republish_advisory(&failure.advisory).await;
+    }
+    run.report(finding).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_missing_only_if_dlq_is_complete_despite_different_clocks() {
+        let failure = |sequence| MessageRef {
+            stream: streams::REDRIVE.into(),
+            consumer: "redrive-archive".into(),
+            sequence,
+        };
+        let removed_at = Timestamp::now();
+        let recorded = RecordedFailures {
+            failed: [failure(1)].into(),
+            complete_after: removed_at,
+        };
+        let certain = removed_at
+            .plus(CLOCK_DIFFERENCE_MAX)
+            .plus(Duration::from_micros(1));
+        assert!(recorded.is_missing(&failure(2), certain));
+        assert!(!recorded.is_missing(&failure(1), certain));
+        // The clock of DLQ can be behind that of ADVISORIES.
+        assert!(!recorded.is_missing(&failure(2), removed_at.plus(CLOCK_DIFFERENCE_MAX)));
+        let all = RecordedFailures {
+            complete_after: Timestamp(i64::MIN),
+            ..recorded
+        };
+        assert!(all.is_missing(&failure(2), removed_at));
+    }
 }

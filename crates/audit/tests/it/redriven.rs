@@ -69,31 +69,43 @@ async fn a_redriven_message_that_an_erasure_deleted_is_no_finding() {
     assert_eq!(findings, []);
 }
 
+/// What an audit finds after REDRIVE has lost a failed message, with or without its entry in DLQ. With `has_gap`, DLQ
+/// has lost another entry, which was published just before the failure.
+async fn findings_past_retention(is_recorded: bool, has_gap: bool) -> Vec<FindingKind> {
+    let world = World::start().await;
+    let (post, _) = world.delivered_post(&[1]).await;
+    let erased = record_failure(&world, streams::POSTS, "archive", 1).await;
+    record_failure(&world, streams::POSTS, "archive", 2).await;
+    if has_gap {
+        world.mesh.delete_message(streams::DLQ, erased).await.unwrap();
+    }
+    let redriven = failed_redrive(&world, &post).await;
+    if is_recorded {
+        record_failure(&world, streams::REDRIVE, "redrive-archive", redriven).await;
+    }
+    record_failure(&world, streams::POSTS, "archive", 3).await;
+    world.drain().await;
+    world
+        .mesh
+        .delete_message(streams::REDRIVE, redriven)
+        .await
+        .unwrap();
+    let (_, findings) = world.audit(Scope::All, false).await;
+    kinds(&findings)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_of_a_redriven_message_past_its_retention_is_recorded_in_dlq() {
-    for is_recorded in [true, false] {
-        let world = World::start().await;
-        let (post, _) = world.delivered_post(&[1]).await;
-        // Removed by an erasure before the failure: DLQ has all entries of later failures.
-        let erased = record_failure(&world, streams::POSTS, "archive", 1).await;
-        record_failure(&world, streams::POSTS, "archive", 2).await;
-        world.mesh.delete_message(streams::DLQ, erased).await.unwrap();
-        let redriven = failed_redrive(&world, &post).await;
-        if is_recorded {
-            record_failure(&world, streams::REDRIVE, "redrive-archive", redriven).await;
-        }
-        world.drain().await;
-        world
-            .mesh
-            .delete_message(streams::REDRIVE, redriven)
-            .await
-            .unwrap();
-        let (_, findings) = world.audit(Scope::All, false).await;
-        let expected: &[FindingKind] = if is_recorded {
-            &[]
-        } else {
-            &[FindingKind::Unrecorded]
-        };
-        assert_eq!(kinds(&findings), expected, "{findings:?}");
-    }
+    assert_eq!(findings_past_retention(true, false).await, []);
+    assert_eq!(findings_past_retention(true, true).await, []);
+    assert_eq!(
+        findings_past_retention(false, false).await,
+        [FindingKind::Unrecorded]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_removed_at_about_the_time_of_the_failure_may_be_its_entry() {
+    // The servers of ADVISORIES and DLQ can have different clocks.
+    assert_eq!(findings_past_retention(false, true).await, []);
 }
