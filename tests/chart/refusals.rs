@@ -5,11 +5,29 @@ use std::fs;
 use crate::helm::{Helm, Input, chart};
 
 /// Values, and a part of the sentence that refuses them.
-const REFUSED: [(&str, &str); 73] = [
+const REFUSED: [(&str, &str); 77] = [
     // Pods would not start.
     (
         "insecureNoAuth: {internal: false}",
         "calls between the roles need no credentials, and insecureNoAuth.internal doesn't accept that",
+    ),
+    (
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald@db/herald\", tls: {caSecret: ca}}",
+        "store.tls.caSecret is set, and store.url does not ask for a verified server",
+    ),
+    (
+        "postgresql: {enabled: false}\n\
+         store: {url: \"postgres://herald@db/herald?sslmode=Require\", tls: {caSecret: ca}}",
+        "store.tls.caSecret is set, and store.url does not ask for a verified server",
+    ),
+    (
+        "postgresql: {enabled: false}\n\
+         store: {url: \"postgres://herald@db/herald?sslmode=verify-full&ssl-mode=allow\", tls: {caSecret: ca}}",
+        "store.tls.caSecret is set, and store.url does not ask for a verified server",
+    ),
+    (
+        "valkey: {enabled: false}\ntimelines: {url: \"redis://valkey:6379\", tls: {caSecret: ca}}",
+        "timelines.tls.caSecret is set, and timelines.url begins with redis://, which is without TLS",
     ),
     // TLS without a certificate, or with two.
     (
@@ -305,6 +323,30 @@ fn bad_values_are_refused_with_what_to_change() {
     for (values, sentence) in REFUSED {
         let refusal = helm.refusal(&Input::values(values));
         assert!(refusal.contains(sentence), "{values}: {refusal}");
+    }
+}
+
+/// The chart does not refuse what Herald may accept.
+#[test]
+fn authorities_are_accepted_with_a_url_that_may_verify() {
+    let Some(helm) = Helm::find() else { return };
+    for store in [
+        "url: \"postgres://herald@db/herald?application_name=a&sslmode=Verify-Full\"",
+        "url: \"postgres://herald@db/herald?ssl-mode=disable&sslmode=verify-ca\"",
+        "url: \"postgres://herald@db/herald?ssl%2Dmode=verify-full\"",
+        "url: \"postgres://herald@db/herald?$(PARAMETERS)\"",
+        "existingSecret: store",
+    ] {
+        let values = format!("postgresql: {{enabled: false}}\nstore: {{{store}, tls: {{caSecret: ca}}}}");
+        helm.objects(&Input::values(&values));
+    }
+    for values in [
+        "postgresql: {enabled: false}\nstore: {url: \"postgres://herald@db/herald\", tls: {caSecret: ca}}\n\
+         pods: {extraEnv: {PGSSLMODE: verify-full}}",
+        "valkey: {enabled: false}\ntimelines: {url: \"rediss://valkey:6379\", tls: {caSecret: ca}}",
+        "valkey: {enabled: false}\ntimelines: {existingSecret: timelines, tls: {caSecret: ca}}",
+    ] {
+        helm.objects(&Input::values(values));
     }
 }
 

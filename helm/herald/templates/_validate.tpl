@@ -166,6 +166,7 @@ gateway.endpoints: set webhooks.inCluster.enabled
 {{- include "herald.refuse" (printf "%s.tls is for a server of your own, and the bundled one has no TLS: set %s.enabled to false, or remove %s.tls." $name (ternary "postgresql" "valkey" (eq $name "store")) $name) }}
 {{- end }}
 {{- end }}
+{{- include "herald.validateAuthorities" . }}
 {{- range $path, $key := dict "postgresql.auth" "passwordKey" "valkey.auth" "passwordKey" "vapid" "secretKey" "storageKey" "secretKey" "auth" "secretKey" }}
 {{- $at := $values }}
 {{- range splitList "." $path }}{{- $at = get $at . }}{{ end }}
@@ -448,6 +449,23 @@ consumers:
 {{- include "herald.refuse" (printf "patches[%d] is for the %s %q, and these values make none of this name: correct patches[%d].target, or remove the patch. A name may end with *." $index .target.kind $name $index) }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Herald refuses authorities that it would verify nothing with. URLs in Secrets are not known here. */}}
+{{- define "herald.validateAuthorities" -}}
+{{- $store := .Values.store -}}
+{{- if and $store.tls.caSecret $store.url (not (hasKey (default dict .Values.pods.extraEnv) "PGSSLMODE")) }}
+{{- $query := regexFind "[?].*$" $store.url }}
+{{- $mode := regexFindAll "[?&]ssl-?mode=[^&]*" $query -1 | last | default "" | regexFind "[^=]*$" | lower }}
+{{- /* What Kubernetes puts in, or what is percent-encoded, could be a mode. */}}
+{{- $isKnown := has $mode (list "disable" "allow" "prefer" "require") }}
+{{- if or $isKnown (not (or $mode (contains "$(" $query) (contains "%" $query))) }}
+{{- include "herald.refuse" "store.tls.caSecret is set, and store.url does not ask for a verified server, so no pod would start: set sslmode=verify-full (or verify-ca) in store.url, or remove store.tls.caSecret." }}
+{{- end }}
+{{- end }}
+{{- if and .Values.timelines.tls.caSecret (hasPrefix "redis:" .Values.timelines.url) }}
+{{- include "herald.refuse" "timelines.tls.caSecret is set, and timelines.url begins with redis://, which is without TLS, so no pod would start: set rediss:// in timelines.url, or remove timelines.tls.caSecret." }}
 {{- end }}
 {{- end }}
 
