@@ -223,18 +223,16 @@ impl Store {
         self.validate_authorities(timelines)
     }
 
-    /// Refuses files of authorities that nothing would be verified with.
+    /// Refuses files of authorities that nothing would be verified with. What is wrong with an invalid `store.url` is
+    /// said when Herald connects.
     fn validate_authorities(&self, timelines: &TimelinesConfig) -> Result<(), String> {
-        if self.is_cluster() && self.postgres.tls_ca_file.is_some() {
-            let mode = ssl_mode(self.url.expose());
-            let mode = mode.or_else(|| std::env::var("PGSSLMODE").ok());
-            if !matches!(mode.as_deref(), Some("verify-ca" | "verify-full")) {
-                return Err(format!(
-                    "store.postgres.tls_ca_file must not be set without sslmode=verify-full or verify-ca in store.url: \
-                     sslmode is {}, and the certificate of PostgreSQL would not be verified",
-                    mode.as_deref().unwrap_or("unset")
-                ));
-            }
+        let has_authorities = self.is_cluster() && self.postgres.tls_ca_file.is_some();
+        if has_authorities && !self.postgres.verifies_server(&self.url).unwrap_or(true) {
+            return Err(
+                "store.postgres.tls_ca_file must not be set without sslmode=verify-full or verify-ca in store.url: the \
+                 certificate of PostgreSQL would not be verified"
+                    .into(),
+            );
         }
         let url = timelines.url.expose();
         if timelines.tls_ca_file.is_some() && !url.is_empty() && !url.starts_with("rediss:") {
@@ -245,14 +243,6 @@ impl Store {
         }
         Ok(())
     }
-}
-
-/// The `sslmode` of a URL of PostgreSQL. The last one counts.
-fn ssl_mode(url: &str) -> Option<String> {
-    let (_, query) = url.split_once('?')?;
-    let parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
-    let mut modes = parameters.filter(|(name, _)| matches!(*name, "sslmode" | "ssl-mode"));
-    modes.next_back().map(|(_, mode)| mode.to_owned())
 }
 
 #[cfg(test)]
@@ -278,6 +268,7 @@ mod tests {
         for url in [
             "postgres://host/db?sslmode=verify-full",
             "postgres://host/db?application_name=a&ssl-mode=verify-ca",
+            "postgres://host/db?sslmode=Verify%2DFull",
         ] {
             assert_eq!(check(url, "rediss://host:6379"), Ok(()));
         }
@@ -285,6 +276,7 @@ mod tests {
             "postgres://host/db",
             "postgres://host/db?sslmode=require",
             "postgres://host/db?sslmode=verify-full&sslmode=disable",
+            "postgres://host/db?application_name=a%26sslmode=verify-full",
         ] {
             let error = check(url, "").unwrap_err();
             assert!(

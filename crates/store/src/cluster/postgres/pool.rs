@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use sqlx::{
     ConnectOptions, Connection, PgConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
 };
 use tokio::time::timeout;
 use tokio_util::{
@@ -246,6 +246,17 @@ impl Postgres {
     }
 }
 
+impl PostgresConfig {
+    /// Whether connections to this URL verify the certificate of the server. The URL and `PGSSLMODE` tell.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a URL that no connection can be made with.
+    pub fn verifies_server(&self, url: &SecretUrl) -> Result<bool> {
+        let mode = connect_options(url, self)?.get_ssl_mode();
+        Ok(matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull))
+    }
+}
+
 /// The options of the URL and of the configuration.
 fn connect_options(url: &SecretUrl, config: &PostgresConfig) -> Result<PgConnectOptions> {
     config
@@ -349,6 +360,26 @@ mod tests {
         assert!(refusal("postgres://u:hunter2@h1:1,h2:2/d").contains("must have one host"));
         refusal("postgres://u:hunter2@h:port/d");
         refusal("postgres://u:hunter2@h/d?sslmode=maybe");
+    }
+
+    #[test]
+    fn a_server_is_verified_as_the_url_says_in_any_spelling() {
+        for (query, verifies) in [
+            ("sslmode=verify-full", true),
+            ("sslmode=VERIFY-CA", true),
+            ("ssl-mode=verify%2Dfull", true),
+            ("application_name=a%26sslmode=b&sslmode=verify-full", true),
+            ("sslmode=require", false),
+            ("sslmode=verify-full&ssl-mode=Disable", false),
+            ("application_name=a%26sslmode=verify-full", false),
+        ] {
+            let url = format!("postgresql://u@h/d?{query}").as_str().into();
+            let verified = PostgresConfig::default().verifies_server(&url).unwrap();
+            assert_eq!(verified, verifies, "{query}");
+        }
+        let url = "postgres://u@h/d?sslmode=maybe".into();
+        let error = PostgresConfig::default().verifies_server(&url).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
     }
 
     #[test]
