@@ -91,7 +91,9 @@ impl Expected {
             Self::SignedInteger => "a whole number".into(),
             Self::Number => "a number, such as 0.5".into(),
             Self::Boolean => "true or false".into(),
-            Self::Text | Self::OneOf => "a text".into(),
+            Self::Text => "a text".into(),
+            // serde names no choices for a value that is no text.
+            Self::OneOf => "one of its words".into(),
             Self::Path => "a path".into(),
             Self::Address => "IP:PORT, such as 127.0.0.1:7700".into(),
             Self::List => "a list, such as [a, b]".into(),
@@ -100,8 +102,8 @@ impl Expected {
         }
     }
 
-    /// The value that was found. Only its type is said if it could be a secret: a setting whose value is a number, a boolean
-    /// or one of a few words is none.
+    /// The value that was found. Only its type is said if it could be a secret: a setting whose value is a number, a
+    /// boolean or one of a few words is none.
     fn found(&self, actual: &Actual) -> String {
         let is_public = matches!(
             self,
@@ -166,6 +168,11 @@ mod tests {
                 Actual::Str("yes".into()),
                 "a boolean",
                 "must be true or false, is \"yes\"",
+            ),
+            (
+                Actual::Unsigned(5),
+                "enum LogFormat",
+                "must be one of its words, is 5",
             ),
             (
                 Actual::Seq,

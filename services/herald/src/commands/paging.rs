@@ -1,4 +1,5 @@
-//! The arguments of the commands that list page by page, the way through the pages, and the line that leads to the next one.
+//! The arguments of the commands that list page by page, the way through the pages, and the line that leads to the next
+//! one.
 
 use herald_cli::{
     context::Context,

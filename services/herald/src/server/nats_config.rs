@@ -41,8 +41,8 @@ pub(crate) struct Nats {
     pub(crate) sync_always: bool,
 }
 
-/// TLS to an external NATS server. It is used when the server requires it, when the URL begins with `tls://`, and always with
-/// one of these settings.
+/// TLS to an external NATS server. It is used when the server requires it, when the URL begins with `tls://`, and
+/// always with one of these settings.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct NatsTls {
@@ -155,7 +155,7 @@ impl Nats {
                 return Err("nats.tls.cert_file must be set, because nats.tls.key_file is".into());
             }
         };
-        // A file of TLS is for a connection with TLS. Without this, a server that offers none would get plain text.
+        // TLS files are for a connection with TLS. Without this, a server that offers none would get plain text.
         let has_files = self.tls.ca_file.is_some() || client.is_some();
         Ok(Tls {
             required: self.tls.required || has_files,
