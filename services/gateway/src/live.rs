@@ -102,11 +102,18 @@ pub(crate) enum WatchEvent {
     Closed,
 }
 
+/// Whose timeline a watch follows.
+enum Target {
+    /// A user with a key.
+    Known(UserKey),
+    /// A user who has no key yet; the other end of the watch's queue, for [`Watch::follow`].
+    Awaited(mpsc::Sender<PostId>),
+}
+
 /// Receiver of one watcher; dropping it ends the watch.
 pub(crate) struct Watch {
     id: u64,
-    /// The user, and before there is one the other end of `queue`.
-    target: Result<UserKey, mpsc::Sender<PostId>>,
+    target: Target,
     queue: mpsc::Receiver<PostId>,
     slow: Arc<AtomicBool>,
     changes: broadcast::Receiver<Change>,
@@ -139,7 +146,7 @@ impl Watch {
     pub(crate) fn follow(&mut self, user: UserKey) {
         let mut state = self.hub.0.state.lock();
         // Without a subscription the sender is dropped, and the watch is closed as all others were.
-        if let Err(queue) = std::mem::replace(&mut self.target, Ok(user))
+        if let Target::Awaited(queue) = std::mem::replace(&mut self.target, Target::Known(user))
             && state.subscription.is_some()
         {
             state.add(user, self.id, queue, self.slow.clone());
@@ -150,7 +157,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut state = self.hub.0.state.lock();
-        if let Ok(user) = self.target {
+        if let Target::Known(user) = self.target {
             state.remove(user, self.id);
         }
         state.count -= 1;
@@ -194,8 +201,8 @@ impl Hub {
         }))
     }
 
-    /// Starts a watch of a user's timeline, or one that waits for [`Watch::follow`]. On return the subscription is active: the watch receives every live
-    /// message published from then on.
+    /// Starts a watch of a user's timeline, or one that waits for [`Watch::follow`]. On return the subscription is
+    /// active: the watch receives every live message published from then on.
     pub(crate) async fn watch(&self, user: Option<UserKey>, caller: Caller) -> Result<Watch, WatchError> {
         let inner = &*self.0;
         let starting = inner.starting.lock().await;
@@ -226,9 +233,9 @@ impl Hub {
         let target = match user {
             Some(user) => {
                 state.add(user, id, sender, slow.clone());
-                Ok(user)
+                Target::Known(user)
             }
-            None => Err(sender),
+            None => Target::Awaited(sender),
         };
         inner.metrics.watchers.inc();
         Ok((
