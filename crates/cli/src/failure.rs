@@ -9,7 +9,7 @@ use tonic_types::StatusExt;
 
 use crate::port::Port;
 pub use crate::printable::printable;
-use crate::time::wait;
+use crate::time::format_wait;
 
 /// The kind of a failure. It determines the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -235,7 +235,7 @@ impl Failure {
             let _ = writeln!(text, "  reason: {}", printable(reason));
         }
         if let Some(after) = details.retry_after {
-            let _ = writeln!(text, "  retry after: {}", wait(after));
+            let _ = writeln!(text, "  retry after: {}", format_wait(after));
         }
         if let Some(hint) = &details.hint {
             let _ = writeln!(text, "{} {hint}", style("hint:").cyan());

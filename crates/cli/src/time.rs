@@ -40,7 +40,7 @@ pub fn approximate(duration: Duration) -> String {
 }
 
 /// Formats a time to wait in its two largest units, rounded up: 1.5 s, 45 s, 2 min 5 s, 23 h 59 min, 24 h, 3 days 4 h.
-pub fn wait(duration: Duration) -> String {
+pub fn format_wait(duration: Duration) -> String {
     let millis = duration.as_nanos().div_ceil(1_000_000);
     let two = |count: u128, per: u128, large: &str, small: &str| match (count / per, count % per) {
         (larger, 0) => format!("{larger} {large}"),
@@ -167,9 +167,9 @@ mod tests {
             (172_800.0, "48 h"),
             (273_600.0, "3 days 4 h"),
         ] {
-            assert_eq!(wait(Duration::from_secs_f64(seconds)), text, "{seconds}");
+            assert_eq!(format_wait(Duration::from_secs_f64(seconds)), text, "{seconds}");
         }
-        assert!(wait(Duration::MAX).ends_with('h'));
+        assert!(format_wait(Duration::MAX).ends_with('h'));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Show, lane_number},
-    time::{self, duration_to_proto, rfc3339, wait},
+    time::{self, duration_to_proto, format_wait, rfc3339},
 };
 use herald_model::Lane;
 use herald_proto::v1::{SubmitPostRequest, SubmitPostResponse};
@@ -186,7 +186,7 @@ async fn submit(
         context.output.note(&format!(
             "{}; retry {retry} of {retries} in {}",
             printable(failure.message()),
-            wait(delay)
+            format_wait(delay)
         ));
         tokio::time::sleep(delay).await;
     }

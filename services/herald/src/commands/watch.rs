@@ -7,7 +7,7 @@ use herald_cli::{
     context::Context,
     failure::{Failure, Kind, printable},
     output::{Output, Show},
-    time::{self, wait},
+    time::{self, format_wait},
 };
 use herald_proto::v1::{
     RemovalReason, WatchTimelineRequest, WatchTimelineResponse, watch_timeline_response::Event,
@@ -203,7 +203,7 @@ async fn watch(args: Args, context: &Context) -> Result<(), Failure> {
             "{}; reconnecting to {} in {}",
             printable(failure.message()),
             context.global.server,
-            wait(delay)
+            format_wait(delay)
         ));
         is_reconnecting = true;
         tokio::time::sleep(delay).await;
