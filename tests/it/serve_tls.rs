@@ -114,7 +114,7 @@ async fn posts_are_delivered_over_tls() {
 async fn a_server_of_another_authority_is_refused() {
     let Some(world) = World::start().await else { return };
     let (right, wrong) = (&world.certificates.authority(), &world.certificates.other());
-    // A file of TLS is never ignored.
+    // TLS files are never ignored.
     let plain = Nats::start(NatsConfig::default()).await.unwrap();
     let mut with_plain_nats = world.variables(right, right, right);
     for (name, value) in &mut with_plain_nats {

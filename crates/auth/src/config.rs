@@ -37,7 +37,8 @@ pub struct JwtConfig {
     pub jwks_url: String,
     /// File with the issuer's keys (JWKS), instead of `jwks_url`. It is read as often.
     pub jwks_file: Option<PathBuf>,
-    /// PEM file of certificate authorities that `jwks_url` is verified with, in addition to the system's.
+    /// PEM file of certificate authorities that `jwks_url` is verified with, in addition to the system's. Refused
+    /// without `https://` in `jwks_url`.
     pub ca_file: Option<PathBuf>,
     /// Accepted algorithms: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA; at least one.
     pub algorithms: Vec<Algorithm>,
@@ -150,6 +151,19 @@ impl JwtConfig {
         if self.scope_claim.is_empty() || self.user_claim.is_empty() {
             return Err("auth.jwt.scope_claim and auth.jwt.user_claim must not be empty".into());
         }
+        self.validate_source()?;
+        let is_verified = Url::parse(&self.jwks_url).is_ok_and(|url| url.scheme() == "https");
+        if self.ca_file.is_some() && !is_verified {
+            return Err(
+                "auth.jwt.ca_file must not be set without https:// in auth.jwt.jwks_url: it would verify nothing"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks where keys come from, and for whom tokens must be.
+    fn validate_source(&self) -> Result<(), String> {
         let has_source = !self.jwks_url.is_empty() || self.jwks_file.is_some();
         if self.issuer.is_empty() && self.audience.is_empty() && !has_source {
             return Ok(());
@@ -304,6 +318,22 @@ mod tests {
         .validate()
         .unwrap_err();
         assert!(error.contains("no user") && !error.contains("hunter2"), "{error}");
+        for (url, file) in [("http://localhost/keys", None), ("", Some("keys.json".into()))] {
+            refused(
+                of(JwtConfig {
+                    jwks_url: url.into(),
+                    jwks_file: file,
+                    ca_file: Some("ca.pem".into()),
+                    ..jwt()
+                }),
+                "auth.jwt.ca_file must not be set without https://",
+            );
+        }
+        let with_authorities = JwtConfig {
+            ca_file: Some("ca.pem".into()),
+            ..jwt()
+        };
+        assert_eq!(of(with_authorities).validate(), Ok(()));
         for good in ["http://localhost:80/k", "http://127.0.0.1/k", "http://[::1]:8/k"] {
             assert_eq!(
                 of(JwtConfig {
