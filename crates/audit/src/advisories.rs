@@ -37,7 +37,7 @@ const FAILURES_MAX: usize = 1_024;
 
 /// Tolerated difference of the clocks of two servers: the leaders of ADVISORIES and of DLQ can be different ones, and
 /// each sets the publish times of its stream.
-const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(60);
+const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_mins(1);
 
 /// The failure of a message, from its advisory.
 struct Failure {
