@@ -74,9 +74,10 @@ impl LeasedWork {
 
     async fn run<F: Future<Output = ()>>(&self, name: &'static str, work: impl Fn(HeldLease) -> F) {
         let holder = LeaseHolder::new(self.leases.clone(), name, self.duration);
-        // Two processes never lead by this gauge for longer than a timer is late: the end of a lease is counted from before
-        // the call that renewed it, so this process sees it first, and says so before the rest of its work ends. What it
-        // does meanwhile is fenced by the store, or asks `HeldLease::lasts`.
+        // This process counts its lease from before the call that renewed it, so the lease ends here before another
+        // process can acquire it. The gauge falls then, even while work is still in progress: the gauges of two
+        // processes are both 1 at most for the time by which the timer here fires late. The store refuses the writes of
+        // such work, or the work asks `HeldLease::lasts`.
         let counted = |lease: HeldLease| {
             let mut work = Box::pin(work(lease.clone()));
             async move {

@@ -243,9 +243,9 @@ async fn an_instance_that_lost_its_lease_sends_nothing_more() {
     // The first instance can't renew its lease, but still reaches the dead letters and the broker.
     leases.reachable.store(false, Ordering::SeqCst);
     until(async || second.leads("redrive")).await;
-    // The first one counts its lease from before the call, so it sees the end before the store does, and its gauge falls
-    // then, whatever is left of its work. Its timer can be late on a busy machine; it sends nothing meanwhile, because it
-    // asks the clock before each message.
+    // The first one counts its lease from before the call, so it sees the end before the store does, and its gauge
+    // falls then, whatever is left of its work. Its timer can be late on a busy machine; it sends nothing meanwhile,
+    // because it asks the clock before each message.
     until(async || !first.leads("redrive")).await;
     let done = tokio::time::timeout(Duration::from_mins(1), last(progress))
         .await

@@ -1,5 +1,7 @@
 //! `herald user erase`
 
+use std::time::Duration;
+
 use herald_cli::{
     confirm,
     context::Context,
@@ -24,15 +26,20 @@ Examples:
   Start the erasure and leave it to the server:
     herald user erase 107 --yes --no-wait";
 
+/// Interval between two pictures of the spinner.
+const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Erase all that is held of a user: posts, follows, devices, preferences, timeline and the user id
 ///
 /// Stop acting for the user first: a call that names the user id later creates a new user. First every process forgets
 /// the user id. With PostgreSQL that takes a second or two, and up to 65 seconds if a process was killed or can't reach
-/// the database. What was accepted for the id until then is erased, what is accepted later belongs to the new user.
+/// the database. A call that begins later acts for the new user. What is accepted for the user id meanwhile can be
+/// erased or stay: a process that has forgotten the id already takes it for that of a new user.
+///
 /// Posts, follows and devices are removed then, texts and the timeline when messages in flight are settled. It goes on
 /// in the server, also if this command is stopped. What remains is a record of the erasure without the user id: `herald
-/// user erasures` lists it. Copies that left Herald are not erased: backups, the files of analytics, and pushes that were
-/// sent.
+/// user erasures` lists it. Copies that left Herald are not erased: backups, the files of analytics, and pushes that
+/// were sent.
 ///
 /// Asks for confirmation on a terminal; any answer but yes is exit code 1. Without a terminal --yes is required.
 #[derive(Debug, clap::Args)]
@@ -78,8 +85,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
             return Err(Failure::usage("erasing can't be undone: confirm it with --yes"));
         }
         let question = format!(
-            "Erase all that is held of user {user}: posts, follows, devices, preferences, timeline and the user id? This \
-             can't be undone."
+            "Erase all that is held of user {user}: posts, follows, devices, preferences, timeline and the user id? \
+             This can't be undone."
         );
         if !confirm::ask(&question)? {
             return Err(Failure::failed("nothing was erased: not confirmed"));
@@ -97,7 +104,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     };
     let bar = context.output.progress_bar(None, "{spinner} {msg}");
     bar.set_message("waiting until every process has forgotten the user id");
-    bar.tick();
+    // The first answer can take a minute.
+    bar.enable_steady_tick(SPINNER_INTERVAL);
     let mut erasure_id = None;
     let outcome = loop {
         let response = tokio::select! {
@@ -148,7 +156,6 @@ fn stopped(erasure_id: Option<u64>) -> Failure {
 }
 
 fn show_progress(bar: &ProgressBar, erasure: &Erasure) {
-    bar.tick();
     bar.set_message(format!(
         "erasure {} goes on in the server: {}",
         erasure.erasure_id,
