@@ -17,7 +17,7 @@
 //! the kernel ends the server (`setpriv --pdeathsig`) and a waiting shell removes the directory.
 //!
 //! [`required`] is what tests call: on a machine without the programs it says what is skipped, or fails with
-//! `TESTS_REQUIRE_SERVERS=1`.
+//! `TESTS_REQUIRE_SERVERS=1`. [`until`] waits for what a server or a store does by itself.
 //!
 //! # What is absent on purpose
 //!
@@ -35,9 +35,11 @@ mod redis;
 mod redis_cluster;
 mod require;
 mod start;
+mod wait;
 
 pub use error::{Error, Result};
 pub use postgres::{Occupied, Postgres, PostgresOptions};
 pub use redis::{Credentials, Redis, RedisOptions, RedisTls};
 pub use redis_cluster::RedisCluster;
 pub use require::required;
+pub use wait::until;

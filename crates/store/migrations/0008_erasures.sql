@@ -25,7 +25,7 @@ CREATE INDEX erasures_running ON herald.erasures (id) WHERE completed_at IS NULL
 -- The processes that cache users. One whose row has ended uses its cache no more until it has a new row.
 CREATE TABLE herald.users_caches (
     process text PRIMARY KEY,
-    -- The newest erasure whose user this process has removed from its cache; 0 if there was none.
+    -- The newest erasure that this process has seen: its user is not in the cache any more. 0 if there was none.
     seen bigint NOT NULL,
     -- By this server's clock.
     ends_at timestamptz NOT NULL

@@ -127,8 +127,7 @@ impl UsersCache {
     }
 
     fn usable<T>(&self, cached: Cached<T>) -> Option<T> {
-        let is_usable = cached.epoch == self.epoch.load(Ordering::Acquire)
-            && self.lease.as_ref().is_none_or(Lease::holds);
+        let is_usable = cached.epoch == self.epoch.load(Ordering::Acquire) && self.has_lease();
         is_usable.then_some(cached.value)
     }
 
@@ -193,6 +192,11 @@ impl UsersCache {
         }
         let end = microseconds(end.saturating_duration_since(lease.origin));
         lease.end.store(end, Ordering::Release);
+    }
+
+    /// Whether pairs are returned now.
+    pub(crate) fn has_lease(&self) -> bool {
+        self.lease.as_ref().is_none_or(Lease::holds)
     }
 
     /// Ends the lease.

@@ -1,7 +1,8 @@
 //! Erasures of users.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
+use herald_local_stores::until;
 use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use herald_store::{ErasedCounts, Erasure, ErasureId, ErrorKind, Forgotten, Stores};
 
@@ -77,17 +78,6 @@ pub async fn a_user_is_forgotten_and_comes_back_as_another<E: Engine>(engine: &m
     );
     assert_eq!(begin(&stores, ann).await, Some(second), "the newest one");
     assert_ne!(id(&stores, UserKey(3)).await, placeholder);
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(20));
-        while !holds().await {
-            ticks.tick().await;
-        }
-    };
-    let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
-    waited.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
 pub async fn every_process_forgets_a_user<E: Engine>(engine: &mut E) {

@@ -154,7 +154,8 @@ impl Postgres {
     /// Begins a transaction whose statements look each row up in an index. The planner would rather read whole tables
     /// while they are small, and a prepared statement keeps that plan while they grow.
     pub(crate) async fn begin_lookups(&self) -> sqlx::Result<Transaction> {
-        const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off";
+        const BEGIN: &str = "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+            SET LOCAL enable_mergejoin = off";
         self.pool.begin_with(BEGIN).await
     }
 
@@ -217,16 +218,16 @@ impl Postgres {
         }
     }
 
-    /// The last error of a write for lack of space, if it is not older than [`FULL_AGE_MAX`]. Writes that wait are tried
-    /// again more often.
+    /// The last error of a write for lack of space, if it is not older than [`FULL_AGE_MAX`]. Writes that wait are
+    /// tried again more often.
     pub(super) fn last_full(&self) -> Option<String> {
         let full = self.full.lock();
         let (_, message) = full.as_ref().filter(|(at, _)| at.elapsed() < FULL_AGE_MAX)?;
         Some(message.clone())
     }
 
-    /// Starts a task in the runtime of the engine. It must end soon after its token is cancelled: when the returned guard
-    /// is dropped, or before the connections are closed.
+    /// Starts a task in the runtime of the engine. It must end soon after its token is cancelled: when the returned
+    /// guard is dropped, or before the connections are closed.
     pub(super) fn spawn<F>(&self, task: impl FnOnce(CancellationToken) -> F) -> DropGuard
     where
         F: Future<Output = ()> + Send + 'static,

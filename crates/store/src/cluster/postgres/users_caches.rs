@@ -1,14 +1,16 @@
 //! The caches of users of all processes: a user whom one process erases is forgotten by all of them.
 //!
-//! A process that caches users has a row in `herald.users_caches`. Every second it reads the erasures that are new to it
-//! and removes their users from its cache; only then its row says that it has seen them. An erasure knows that every
+//! A process that caches users has a row in `herald.users_caches`. Every second it reads the erasures that are new to
+//! it and removes their users from its cache; only then its row says that it has seen them. An erasure knows that every
 //! process has forgotten its user once each row has seen it or has ended. A process uses its cache for [`LEASE`] after
 //! the begin of the round in which it last wrote its row, and the row ends later than that.
 //!
 //! *Invariant:* a row is committed before the lease begins, and nothing that was read before is cached. So an erasure
 //! whose check misses the row is committed before each read that the lease caches.
 //!
-//! *Assumption:* the clock of the database is not set forward by more than [`margin`] during a lease.
+//! *Assumption:* the clock of the database is not set forward by more than [`margin`] during a lease, neither by hand
+//! nor by a failover to another server. The clock of a process counts the time for which its machine is suspended: else
+//! the process goes on with its cache after the row has ended.
 
 use std::{
     collections::VecDeque,
@@ -36,16 +38,16 @@ const READ_INTERVAL: Duration = Duration::from_secs(1);
 /// Erasures read at once.
 const PAGE: usize = 1_000;
 
-/// Time-out of the removal of the row at the end.
-const REMOVE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time-out of the last round at the end, and of the removal of the row.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time between the end of a lease and that of its row: for clocks that run at other speeds.
 fn margin(lease: Duration) -> Duration {
     lease / 12
 }
 
-/// The newest erasure that was read; 0 and 0 if there was none. Its user shows that it is still the same erasure: after a
-/// failover to a standby that was behind, ids are used again.
+/// The newest erasure that was read; 0 and 0 if there was none. Its user shows that it is still the same erasure: after
+/// a failover to a standby that was behind, ids are used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     erasure: i64,
@@ -81,29 +83,48 @@ impl CacheKeeper {
         }
     }
 
-    /// Runs rounds until it is stopped; then the cache is not used any more.
+    /// Runs rounds until it is stopped; then the cache is not used any more. Failures are logged once they have cost
+    /// the lease.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(READ_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failing = false;
+        let started = Instant::now();
+        let mut is_reported = false;
         let rounds = async {
-            loop {
-                ticks.tick().await;
+            while stop.run_until_cancelled(ticks.tick()).await.is_some() {
                 match self.round().await {
-                    Ok(()) => failing = false,
-                    Err(error) if !failing => {
-                        failing = true;
-                        tracing::debug!(%error, "can't read which users were erased");
+                    Ok(()) if is_reported => {
+                        is_reported = false;
+                        tracing::info!("users are cached again");
+                    }
+                    Ok(()) => {}
+                    Err(error)
+                        if !is_reported && !self.cache.has_lease() && started.elapsed() >= self.lease =>
+                    {
+                        is_reported = true;
+                        tracing::warn!(
+                            %error,
+                            "users are not cached: every lookup reads the database; this process can't keep its row of \
+                             herald.users_caches up to date; retrying"
+                        );
                     }
                     Err(_) => {}
                 }
             }
         };
-        stop.run_until_cancelled(rounds).await;
+        // A round that was cancelled could write its row after the row was removed.
+        let stopped = async {
+            stop.cancelled().await;
+            tokio::time::sleep(STOP_TIMEOUT).await;
+        };
+        tokio::select! {
+            () = rounds => {}
+            () = stopped => {}
+        }
         self.cache.end_lease();
         if self.recorded.is_some() {
             // A row that stays ends by itself.
-            let _ = timeout(REMOVE_TIMEOUT, self.remove()).await;
+            let _ = timeout(STOP_TIMEOUT, self.remove()).await;
         }
     }
 
@@ -180,8 +201,8 @@ impl CacheKeeper {
         Ok(Seen { erasure, user })
     }
 
-    /// The erasures from one on. Their ids ascend in the order of their commits, because each is drawn under the lock of
-    /// the counter of users.
+    /// The erasures from one on. Their ids ascend in the order of their commits, because each is drawn under the lock
+    /// of the counter of users.
     async fn erased_from(&self, seen: Seen) -> Result<Vec<(Seen, Option<UserId>)>> {
         const ERASED: &str =
             "SELECT id, user_key, user_id FROM herald.erasures WHERE id >= $1 ORDER BY id LIMIT $2";

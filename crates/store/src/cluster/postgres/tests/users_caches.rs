@@ -1,7 +1,12 @@
 //! Caches of users in several processes. Most tests run the rounds of the keepers by hand.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use herald_local_stores::until;
 use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +20,6 @@ use crate::{
     users_cache::UsersCache,
 };
 
-const LIMIT: Duration = Duration::from_secs(30);
 const NOW: Timestamp = Timestamp(1_000_000);
 
 /// A process that caches users.
@@ -58,17 +62,6 @@ async fn erasures(postgres: &Postgres) -> PostgresErasures {
     PostgresErasures::new(postgres, &users)
 }
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(20));
-        while !holds().await {
-            ticks.tick().await;
-        }
-    };
-    let waited = tokio::time::timeout(LIMIT, waiting).await;
-    waited.unwrap_or_else(|_| panic!("not in time: {what}"));
-}
-
 #[tokio::test]
 async fn an_erasure_waits_until_each_cache_has_forgotten_the_user() {
     let Some(postgres) = open().await else { return };
@@ -108,11 +101,11 @@ async fn an_erasure_waits_until_each_cache_has_forgotten_the_user() {
 async fn a_cache_whose_row_has_ended_is_not_used() {
     let Some(postgres) = open().await else { return };
     let erasures = erasures(&postgres).await;
-    let mut process = Caching::start(&postgres, Duration::from_secs(2));
+    let mut process = Caching::start(&postgres, Duration::from_secs(10));
     process.keeper.round().await.unwrap();
     process.read("ada").await;
     process.read("bob").await;
-    // It hears nothing of the erasure.
+    // It does not see the erasure.
     let erasure = begin(&erasures, "ada").await;
     assert_eq!(process.cached("ada"), Some(UserKey(1)));
     assert!(!erasures.is_forgotten(erasure.id).await.unwrap());
@@ -170,7 +163,8 @@ async fn more_erasures_than_are_read_at_once_are_forgotten() {
     begin(&erasures, "ada").await;
     run(
         &postgres,
-        "INSERT INTO herald.erasures (user_key, actor, requested_at) SELECT n, 'ops', 0 FROM generate_series(10, 2500) n",
+        "INSERT INTO herald.erasures (user_key, actor, requested_at) \
+         SELECT n, 'ops', 0 FROM generate_series(10, 2500) n",
     )
     .await;
     let last = begin(&erasures, "bob").await;
@@ -199,7 +193,7 @@ async fn a_process_that_stops_does_not_hold_erasures_up() {
     assert_eq!(rows().await, 1);
     let erasure = begin(&erasures, "ada").await;
     other.close().await;
-    assert_eq!(rows().await, 0);
+    until("its row is removed", async || rows().await == 0).await;
     assert!(erasures.is_forgotten(erasure.id).await.unwrap());
     assert_eq!(users.cached_key(&user("ada")), None);
 }
@@ -226,4 +220,56 @@ async fn rows_of_processes_that_ended_long_ago_are_removed() {
     .await;
     stop.cancel();
     running.await.unwrap();
+}
+
+/// Takes log lines.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn count(&self, text: &str) -> usize {
+        let lines = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        lines.matches(text).count()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_is_not_used_any_more_is_logged_once() {
+    let Some(postgres) = open().await else { return };
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone());
+    let _logged = herald_test_subscriber::set_for_thread(subscriber.finish());
+    erasures(&postgres).await;
+    let Caching { users, keeper } = Caching::start(&postgres, Duration::from_secs(2));
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(keeper.run(stop.clone()));
+    let is_cached = async || {
+        users.find(&[user("ada")]).await.unwrap();
+        users.cached_key(&user("ada")).is_some()
+    };
+    until("ada is cached", is_cached).await;
+    run(&postgres, "ALTER TABLE herald.users_caches RENAME TO moved").await;
+    let (out, back) = ("users are not cached", "users are cached again");
+    until("the end of the cache is logged", async || log.count(out) > 0).await;
+    assert_eq!(users.cached_key(&user("ada")), None);
+    run(&postgres, "ALTER TABLE herald.moved RENAME TO users_caches").await;
+    until("the return of the cache is logged", async || log.count(back) > 0).await;
+    until("ada is cached again", is_cached).await;
+    stop.cancel();
+    running.await.unwrap();
+    assert_eq!((log.count(out), log.count(back)), (1, 1));
 }
