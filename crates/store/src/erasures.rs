@@ -32,8 +32,23 @@ pub struct ErasedCounts {
 pub struct Forgotten {
     /// When, by the caller's clock.
     pub at: Timestamp,
-    /// The newest post at that time. A later post of the id is one of a new user, unless it names the erased user's key.
+    /// The newest post at that time. A later post of the id is one of a new user, unless it names the erased user's
+    /// key.
     pub last_post: PostId,
+}
+
+impl Forgotten {
+    /// Decodes what a row has of it: both values, or none.
+    pub(crate) fn decode(at: Option<i64>, last_post: Option<u64>) -> Result<Option<Self>> {
+        match (at, last_post) {
+            (Some(at), Some(last_post)) => Ok(Some(Self {
+                at: Timestamp(at),
+                last_post: PostId(last_post),
+            })),
+            (None, None) => Ok(None),
+            _ => Err(corrupt()),
+        }
+    }
 }
 
 /// The erasure of a user.
@@ -78,9 +93,10 @@ pub trait Erasures: Send + Sync {
     /// Lists the erasures that are not complete, oldest first.
     async fn running(&self) -> Result<Vec<Erasure>>;
 
-    /// Whether no process has the user of an erasure in a cache that it uses. Once it returns `true`, it always does. With
-    /// several processes that takes a second or two; as long as the lease of a cache if a process has ended without
-    /// saying so, or can't reach the store.
+    /// Whether no process has the user of an erasure in a cache that it uses. Once it has returned `true`, no cache
+    /// gets the user again; a later call can return `false` for a moment, because of a process that begins to use its
+    /// cache. With several processes it takes a second or two until it returns `true`; as long as the lease of a cache
+    /// if a process has ended without saying so, or can't reach the store.
     async fn is_forgotten(&self, id: ErasureId) -> Result<bool>;
 
     /// Records that [`is_forgotten`](Self::is_forgotten) has returned `true`. Durable on return. Repeating it changes
@@ -125,7 +141,31 @@ pub(crate) fn placeholder() -> Result<UserId> {
         .map_err(|error| Error::with_source(ErrorKind::Corrupt, "can't make the id of an erased user", error))
 }
 
+/// The error of a row that can't be decoded.
+pub(crate) fn corrupt() -> Error {
+    Error::new(ErrorKind::Corrupt, "can't decode a stored erasure")
+}
+
 /// The error of a call about an erasure that does not exist.
 pub(crate) fn missing(id: ErasureId) -> Error {
     Error::new(ErrorKind::Invalid, format!("there is no erasure {}", id.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_what_is_recorded_of_a_forgotten_user_is_refused() {
+        let forgotten = Forgotten {
+            at: Timestamp(8),
+            last_post: PostId(70),
+        };
+        assert_eq!(Forgotten::decode(Some(8), Some(70)).unwrap(), Some(forgotten));
+        assert_eq!(Forgotten::decode(None, None).unwrap(), None);
+        for (at, last_post) in [(Some(8), None), (None, Some(70))] {
+            let refused = Forgotten::decode(at, last_post).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Corrupt);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch};
-use herald_model::{PostId, UserId, UserKey, time::Timestamp};
+use herald_model::{UserId, UserKey, time::Timestamp};
 use parking_lot::Mutex;
 use prost::Message;
 
@@ -13,7 +13,8 @@ use super::{
     users::EmbeddedUsers,
 };
 use crate::{
-    ErasedCounts, Erasure, ErasureId, Error, ErrorKind, Forgotten, Result, erasures::missing,
+    ErasedCounts, Erasure, ErasureId, Forgotten, Result,
+    erasures::{corrupt, missing},
     users_cache::Uses,
 };
 
@@ -275,21 +276,13 @@ pub(crate) fn decode_id(key: &[u8]) -> Result<ErasureId> {
 pub(crate) fn decode(id: ErasureId, row: &[u8]) -> Result<Erasure> {
     let row = Row::decode(row).map_err(|_| corrupt())?;
     let user_id = row.user_id.map(UserId::from_stored).transpose();
-    let forgotten = match (row.forgotten_at, row.last_post) {
-        (Some(at), Some(last_post)) => Some(Forgotten {
-            at: Timestamp(at),
-            last_post: PostId(last_post),
-        }),
-        (None, None) => None,
-        _ => return Err(corrupt()),
-    };
     Ok(Erasure {
         id,
         user: UserKey(row.user),
         user_id: user_id.map_err(|_| corrupt())?,
         actor: row.actor,
         requested_at: Timestamp(row.requested_at),
-        forgotten,
+        forgotten: Forgotten::decode(row.forgotten_at, row.last_post)?,
         completed_at: row.completed_at.map(Timestamp),
         counts: ErasedCounts {
             posts: row.posts,
@@ -300,8 +293,4 @@ pub(crate) fn decode(id: ErasureId, row: &[u8]) -> Result<Erasure> {
             dead_letters: row.dead_letters,
         },
     })
-}
-
-fn corrupt() -> Error {
-    Error::new(ErrorKind::Corrupt, "can't decode a stored erasure")
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_model::{PostId, UserId, time::Timestamp};
+use herald_model::{UserId, time::Timestamp};
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{Attempt, Postgres, PostgresUsers, keys};
@@ -220,15 +220,9 @@ fn erasure(row: &PgRow) -> Result<Erasure> {
     let id = number("id")?;
     let user_id: Option<String> = row.try_get("user_id").map_err(malformed)?;
     let completed_at: Option<i64> = row.try_get("completed_at").map_err(malformed)?;
-    let forgotten_at: Option<i64> = row.try_get("forgotten_at").map_err(malformed)?;
+    let forgotten_at = row.try_get("forgotten_at").map_err(malformed)?;
     let last_post: Option<i64> = row.try_get("last_post").map_err(malformed)?;
-    let forgotten = match (forgotten_at, last_post) {
-        (Some(at), Some(last_post)) => Some(Forgotten {
-            at: Timestamp(at),
-            last_post: PostId(keys::number(last_post)?),
-        }),
-        _ => None,
-    };
+    let last_post = last_post.map(keys::number).transpose()?;
     Ok(Erasure {
         id: ErasureId(id),
         user: keys::user(row.try_get("user_key").map_err(malformed)?)?,
@@ -238,7 +232,7 @@ fn erasure(row: &PgRow) -> Result<Erasure> {
         })?,
         actor: row.try_get("actor").map_err(malformed)?,
         requested_at: Timestamp(row.try_get("requested_at").map_err(malformed)?),
-        forgotten,
+        forgotten: Forgotten::decode(forgotten_at, last_post)?,
         completed_at: completed_at.map(Timestamp),
         counts: ErasedCounts {
             posts: number("posts")?,
