@@ -67,8 +67,9 @@ pub trait Posts: Send + Sync {
     /// changed.
     async fn erase_texts(&self, posts: &[PostId]) -> Result<u64>;
 
-    /// Does the same to those of these posts of an author that can't be decoded, and deletes them at `at` unless they are
-    /// deleted. Their lanes are lost; the time of acceptance too, in an engine that has it nowhere else: it is that of an
-    /// earlier post then. Durable on return. Returns the posts that were changed, ascending.
+    /// Does the same to those of these posts that can't be decoded and are of this author, and deletes them at `at`
+    /// unless they are deleted. Posts of other authors stay as they are. The lanes are lost; the time of acceptance
+    /// too, in an engine that has it nowhere else: it is that of an earlier post then. Durable on return. Returns the
+    /// posts that were changed, ascending.
     async fn erase_damaged(&self, author: UserKey, posts: &[PostId], at: Timestamp) -> Result<Vec<PostId>>;
 }

@@ -190,8 +190,10 @@ pub async fn a_damaged_post_is_erased_whole<E: Engine>(engine: &mut E) {
     }
     let posts = engine.stores().posts;
     assert_eq!(posts.of_author(AUTHOR, None, 9).await.unwrap(), all);
-    let others = posts.erase_damaged(UserKey(AUTHOR.0 + 1), &[good], at).await;
-    assert_eq!(others.unwrap(), []);
+    let others = posts.erase_damaged(UserKey(AUTHOR.0 + 1), &all, at).await;
+    assert_eq!(others.unwrap(), [], "they are posts of another author");
+    assert_eq!(kind(posts.get(&[shown]).await), Some(ErrorKind::Corrupt));
+    assert_eq!(posts.of_author(AUTHOR, None, 9).await.unwrap(), all);
     for changed in [vec![shown, deleted], Vec::new()] {
         let erased = posts.erase_damaged(AUTHOR, &all, at).await.unwrap();
         assert_eq!(erased, changed);

@@ -82,7 +82,7 @@ impl EmbeddedPosts {
     ) -> Result<Vec<PostId>> {
         let mut damaged = Vec::new();
         for post in posts {
-            if self.tables.is_damaged(post.0)? {
+            if self.tables.is_damaged(author, post.0)? {
                 damaged.push(*post);
             }
         }
@@ -108,15 +108,15 @@ impl EmbeddedPosts {
 }
 
 impl Tables {
-    /// Indexes the texts of the posts that were deleted before there was an index. A start with a full disk leaves that to
-    /// the next one: the store must open, so that what it holds can be delivered.
+    /// Indexes the texts of the posts that were deleted before there was an index. A start with a full disk leaves that
+    /// to the next one: the store must open, so that what it holds can be delivered.
     pub(super) fn index_texts(&self) -> Result<()> {
         match self.index_earlier_texts() {
             Err(error) if error.kind() == ErrorKind::Full => {
                 tracing::warn!(
                     %error,
-                    "texts of posts deleted by an earlier version are not indexed: retention and erasures don't find them \
-                     until a start with free disk space"
+                    "texts of posts deleted by an earlier version are not indexed: retention and erasures don't find \
+                     them until a start with free disk space"
                 );
                 Ok(())
             }
@@ -211,12 +211,19 @@ impl Tables {
         Ok(true)
     }
 
-    fn is_damaged(&self, post: u64) -> Result<bool> {
+    /// Whether a post can't be decoded, and is one of this author whose text is held. Only the indexes have the authors
+    /// of such posts.
+    fn is_damaged(&self, author: UserKey, post: u64) -> Result<bool> {
         let row = self.posts.get(post.to_be_bytes()).map_err(map_err)?;
-        Ok(row.is_some_and(|row| Row::is_damaged(PostId(post), &row)))
+        if row.is_none_or(|row| !Row::is_damaged(PostId(post), &row)) {
+            return Ok(false);
+        }
+        let shown = self.by_author.contains_key(by_author_key(author, post));
+        let deleted = self.deleted_texts.contains_key(text_key(author, post));
+        Ok(shown.map_err(map_err)? || deleted.map_err(map_err)?)
     }
 
-    /// Removes the texts of those of these posts that are damaged, and deletes them. Returns their number.
+    /// Removes the texts of those of these posts of an author that are damaged, and deletes them. Returns their number.
     pub(super) fn erase_damaged(
         &self,
         pending: &mut CommitBatch,
@@ -226,7 +233,7 @@ impl Tables {
     ) -> Result<usize> {
         let mut erased = 0;
         for post in posts {
-            if !self.is_damaged(*post)? {
+            if !self.is_damaged(author, *post)? {
                 continue;
             }
             let row = Row::erased_damaged(author, self.accepted_before(*post)?);
