@@ -2,10 +2,11 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use herald_model::time::Timestamp;
+use herald_model::{UserId, time::Timestamp};
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Erasure, ErasureId};
+use herald_store::{ErasedCounts, Erasure, ErasureId, Erasures, Forgotten, Result};
 use herald_user_data::UserData;
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
@@ -29,7 +30,11 @@ pub(crate) struct ErasureRunner {
 }
 
 impl ErasureRunner {
-    pub(crate) fn new(user_data: UserData, metrics: Metrics) -> Self {
+    pub(crate) fn new(mut user_data: UserData, metrics: Metrics) -> Self {
+        user_data.stores.erasures = Arc::new(Counted {
+            erasures: user_data.stores.erasures,
+            metrics: metrics.clone(),
+        });
         Self {
             user_data,
             metrics,
@@ -84,7 +89,6 @@ impl ErasureRunner {
 
     async fn run(&self, erasure: Erasure) -> ErasureId {
         let erased = self.user_data.erase(&erasure).await;
-        self.count_discarded(&erasure).await;
         if let Err(error) = erased {
             let (erasure_id, error) = (erasure.id.0, error_chain(&error));
             tracing::warn!(erasure_id, error, "an erasure failed; retrying");
@@ -92,22 +96,48 @@ impl ErasureRunner {
         }
         erasure.id
     }
+}
 
-    /// Counts the dead letters that a run has discarded. `before` is the erasure before the run.
-    async fn count_discarded(&self, before: &Erasure) {
-        match self.user_data.erasure(before.id).await {
-            Ok(after) => {
-                let after = after.map_or(0, |after| after.counts.dead_letters);
-                let discarded = after.saturating_sub(before.counts.dead_letters);
-                self.metrics.discarded.inc_by(discarded);
-            }
-            Err(error) => {
-                tracing::debug!(
-                    erasure_id = before.id.0,
-                    error = error_chain(&error),
-                    "discarded dead letters are not counted"
-                );
-            }
-        }
+/// Erasures whose discards of dead letters are counted in the metrics when they are recorded, because a run can be
+/// cancelled at any time.
+struct Counted {
+    erasures: Arc<dyn Erasures>,
+    metrics: Metrics,
+}
+
+#[async_trait]
+impl Erasures for Counted {
+    async fn begin(&self, id: &UserId, actor: &str, now: Timestamp) -> Result<Option<Erasure>> {
+        self.erasures.begin(id, actor, now).await
+    }
+
+    async fn get(&self, id: ErasureId) -> Result<Option<Erasure>> {
+        self.erasures.get(id).await
+    }
+
+    async fn running(&self) -> Result<Vec<Erasure>> {
+        self.erasures.running().await
+    }
+
+    async fn is_forgotten(&self, id: ErasureId) -> Result<bool> {
+        self.erasures.is_forgotten(id).await
+    }
+
+    async fn record_forgotten(&self, id: ErasureId, forgotten: &Forgotten) -> Result<()> {
+        self.erasures.record_forgotten(id, forgotten).await
+    }
+
+    async fn add(&self, id: ErasureId, counts: &ErasedCounts) -> Result<()> {
+        // Before the call: they are discarded, also if it fails or is cancelled.
+        self.metrics.discarded.inc_by(counts.dead_letters);
+        self.erasures.add(id, counts).await
+    }
+
+    async fn complete(&self, id: ErasureId, now: Timestamp) -> Result<()> {
+        self.erasures.complete(id, now).await
+    }
+
+    async fn list(&self, before: Option<ErasureId>, limit: usize) -> Result<Vec<Erasure>> {
+        self.erasures.list(before, limit).await
     }
 }

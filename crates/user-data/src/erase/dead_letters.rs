@@ -102,16 +102,16 @@ impl Erase<'_> {
         });
         let versions: Vec<_> = versions.collect();
         let mut operation = stored.begin(&operation, &versions).await?;
-        let mut dead_letters = 0;
         while operation.state == OperationState::Running {
             let step = stored.discard(operation.id, BATCH, Timestamp::now()).await?;
-            dead_letters += step.dead_letters.len() as u64;
             operation = step.operation;
+            // At each step: the run can be cancelled before the last one.
+            self.count(ErasedCounts {
+                dead_letters: step.dead_letters.len() as u64,
+                ..ErasedCounts::default()
+            })
+            .await?;
         }
-        self.count(ErasedCounts {
-            dead_letters,
-            ..ErasedCounts::default()
-        })
-        .await
+        Ok(())
     }
 }

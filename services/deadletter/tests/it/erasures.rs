@@ -3,7 +3,7 @@
 use herald_model::{UserId, time::Timestamp};
 use herald_proto::v1;
 
-use crate::harness::{Harness, in_state, until};
+use crate::harness::{Harness, begin_redrive, in_state, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_that_an_erasure_discards_are_counted() {
@@ -26,5 +26,30 @@ async fn dead_letters_that_an_erasure_discards_are_counted() {
     let discarded = in_state(&service.client, v1::DeadLetterState::Discarded).await;
     assert_eq!(discarded.len(), 3);
     until(async || harness.metric("herald_deadletter_erasure_oldest_seconds") == 0).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discarded_dead_letters_are_counted_before_the_erasure_ends() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    harness.stop_worker();
+    harness.create_dead_letters(&service.client, 1..=1).await;
+    begin_redrive(&service.client).await;
+    let redriving = async || {
+        in_state(&service.client, v1::DeadLetterState::Redriving)
+            .await
+            .len()
+    };
+    until(async || redriving().await == 1).await;
+    harness.create_dead_letters(&service.client, 2..=3).await;
+    let erasures = &harness.stores.erasures;
+    let author = UserId::new("author").unwrap();
+    let begun = erasures.begin(&author, "ops", Timestamp::now()).await.unwrap();
+    // It waits for the redrive, and would be cancelled there by the end of the lease.
+    until(async || harness.metric("herald_deadletter_discarded_total") == 2).await;
+    let now = erasures.get(begun.unwrap().id).await.unwrap().unwrap();
+    assert_eq!(now.completed_at, None);
+    assert_eq!(redriving().await, 1);
     service.stop().await;
 }
