@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use herald_mesh::{Subject, streams};
-use herald_model::{Post, PostId, time::Timestamp};
+use herald_model::{Post, PostId, UserKey, time::Timestamp};
 use herald_proto::mesh_v1::{LiveUpdates, PostCreated, PostDeleted};
 use herald_store::{Archived, ErasedCounts, ErrorKind};
 use prost::Message as _;
@@ -166,21 +166,32 @@ impl Erase<'_> {
                 break;
             };
             after = Some(*last);
-            self.erase_damaged(&page).await?;
+            self.erase_damaged(self.erasure.user, &page).await?;
             self.erase_texts(&page).await?;
         }
+        let archived_for = self.new_user().await?;
         for page in keyless.chunks(PAGE) {
+            if let Some(user) = archived_for {
+                self.erase_damaged(user, page).await?;
+            }
             self.erase_texts(page).await?;
         }
         Ok(())
     }
 
-    /// Removes the texts of damaged posts. They were not deleted, so watchers were not told.
-    async fn erase_damaged(&self, ids: &[PostId]) -> Result<()> {
+    /// The user who has the id now: the author of keyless posts that were archived after the id was forgotten. If that
+    /// user is erased too, the later erasure removes what is left of them.
+    async fn new_user(&self) -> Result<Option<UserKey>> {
+        let id = std::slice::from_ref(self.author.id);
+        let found = self.data.stores.users.find(id).await?;
+        Ok(found.into_iter().next().flatten())
+    }
+
+    /// Removes the texts of those of these posts of an author that are damaged. They were not deleted, so watchers were
+    /// not told.
+    async fn erase_damaged(&self, author: UserKey, ids: &[PostId]) -> Result<()> {
         let posts = &self.data.stores.posts;
-        let damaged = posts
-            .erase_damaged(self.erasure.user, ids, Timestamp::now())
-            .await?;
+        let damaged = posts.erase_damaged(author, ids, Timestamp::now()).await?;
         for post in &damaged {
             tracing::error!(
                 erasure_id = self.erasure.id.0,

@@ -11,8 +11,8 @@ mod world;
 use std::time::Duration;
 
 use herald_mesh::streams;
-use herald_model::PostId;
-use herald_store::{DeadLetterId, DeadLetterState, ErasedCounts, OperationKind};
+use herald_model::{PostId, UserKey};
+use herald_store::{DeadLetterId, DeadLetterState, ErasedCounts, ErrorKind, OperationKind};
 
 use crate::world::{AUTHOR, LIMIT, OTHER, World};
 
@@ -124,4 +124,28 @@ async fn an_erasure_waits_until_each_consumer_has_settled() {
     tokio::time::timeout(LIMIT, erasing).await.unwrap().unwrap();
     assert!(!world.sequences(streams::POSTS).await.contains(&1));
     assert_eq!(world.sequences(streams::ADVISORIES).await, Vec::<u64>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_post_that_was_archived_for_a_new_user_is_erased() {
+    let world = World::start().await;
+    let first = world.post(AUTHOR, true).await;
+    let erasure = world.begin().await;
+    // A gateway that can't reach the store accepts posts without a key; the archive gives them that of a new user.
+    let damaged = world.post(AUTHOR, false).await;
+    let of_new = world.post(AUTHOR, true).await;
+    assert_eq!(of_new.author, UserKey(first.author.0 + 1));
+    let world = world.damage(damaged.id).damage(of_new.id);
+    world.settle_all();
+    tokio::time::timeout(LIMIT, world.user_data.erase(&erasure))
+        .await
+        .unwrap()
+        .unwrap();
+    let posts = &world.user_data.stores.posts;
+    let erased = posts.get(&[damaged.id]).await.unwrap().remove(0).unwrap();
+    assert!(erased.is_erased() && erased.deleted_at.is_some(), "{erased:?}");
+    assert_eq!(erased.author, of_new.author);
+    let untouched = posts.get(&[of_new.id]).await.unwrap_err();
+    assert_eq!(untouched.kind(), ErrorKind::Corrupt, "a post of the new user");
+    assert_eq!(world.sequences(streams::POSTS).await, [of_new.id.0, 4]);
 }

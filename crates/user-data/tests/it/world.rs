@@ -27,10 +27,18 @@ pub(crate) const OTHER: &str = "quince";
 pub(crate) struct World {
     pub(crate) user_data: UserData,
     stop: CancellationToken,
-    _stopped: DropGuard,
-    _store: Embedded,
-    _server: Server,
-    _dir: TempDir,
+    stopped: DropGuard,
+    store: Embedded,
+    server: Server,
+    dir: TempDir,
+}
+
+fn open(dir: &TempDir) -> Embedded {
+    let config = embedded::Config {
+        data_dir: dir.path().to_owned(),
+        ..embedded::Config::default()
+    };
+    Embedded::open(&config).unwrap()
 }
 
 /// Settles each message.
@@ -50,11 +58,7 @@ impl World {
         let mesh = Mesh::connect(&Config::at(server.client_url())).await.unwrap();
         let topology = Arc::new(Topology::new(&TopologyConfig::default()).unwrap());
         mesh.ensure(&topology).await.unwrap();
-        let store = Embedded::open(&embedded::Config {
-            data_dir: dir.path().to_owned(),
-            ..embedded::Config::default()
-        })
-        .unwrap();
+        let store = open(&dir);
         let stop = CancellationToken::new();
         Self {
             user_data: UserData {
@@ -62,11 +66,56 @@ impl World {
                 topology,
                 stores: store.stores(),
             },
-            _stopped: stop.clone().drop_guard(),
+            stopped: stop.clone().drop_guard(),
             stop,
-            _store: store,
-            _server: server,
-            _dir: dir,
+            store,
+            server,
+            dir,
+        }
+    }
+
+    /// Makes a post in the archive undecodable, while the store is closed.
+    pub(crate) fn damage(self, post: PostId) -> Self {
+        let Self {
+            user_data:
+                UserData {
+                    mesh,
+                    topology,
+                    stores,
+                },
+            stop,
+            stopped,
+            store,
+            server,
+            dir,
+        } = self;
+        drop(stores);
+        store.close().unwrap();
+        drop(store);
+        {
+            let database = fjall::Database::builder(dir.path().join("records"))
+                .open()
+                .unwrap();
+            let posts = database
+                .keyspace("posts", fjall::KeyspaceCreateOptions::default)
+                .unwrap();
+            let key = post.0.to_be_bytes();
+            assert!(posts.get(key).unwrap().is_some(), "post {post} is in the archive");
+            posts.insert(key, [0xff; 3]).unwrap();
+            database.persist(fjall::PersistMode::SyncAll).unwrap();
+        }
+        let store = open(&dir);
+        Self {
+            user_data: UserData {
+                mesh,
+                topology,
+                stores: store.stores(),
+            },
+            stop,
+            stopped,
+            store,
+            server,
+            dir,
         }
     }
 
