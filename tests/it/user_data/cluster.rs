@@ -65,7 +65,7 @@ async fn begin(process: &Process, user: &str) -> Value {
     process.cli(&["user", "erase", user, "--yes", "--no-wait"]).await
 }
 
-/// A process with a cache of users that has applied no erasure, and its right to use its cache.
+/// A process with a cache of users that has seen no erasure, and its right to use its cache.
 async fn add_silent_process(world: &World, duration: &str) {
     let row = format!(
         "INSERT INTO herald.users_caches VALUES ('silent', 0, clock_timestamp() + interval '{duration}')"
@@ -76,7 +76,8 @@ async fn add_silent_process(world: &World, duration: &str) {
 /// Whether a condition on `herald.users_caches` holds for some row.
 async fn has_cache(world: &World, condition: &str) -> bool {
     let check = format!(
-        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM herald.users_caches WHERE {condition}) THEN RAISE 'none'; END IF; END $$"
+        "DO $$ BEGIN IF NOT EXISTS (SELECT FROM herald.users_caches WHERE {condition}) THEN RAISE 'none'; END IF; \
+         END $$"
     );
     world.postgres.run_in(DATABASE, &check).await.is_ok()
 }
@@ -190,9 +191,22 @@ async fn an_erasure_is_answered_when_the_cache_of_a_silent_process_has_ended() {
     let Some(world) = World::start().await else { return };
     let process = world.serve(ALL, &[]).await;
     post(&process, AUTHOR, SECRET_TEXT).await;
-    add_silent_process(&world, "5 seconds").await;
+    add_silent_process(&world, "20 seconds").await;
+    let operators = process.operator_url();
+    let erasing = tokio::spawn(async move {
+        let server = ("HERALD_OPERATOR_SERVER", operators.as_str());
+        let erase = ["user", "erase", AUTHOR, "--yes", "--no-wait", "--output", "json"];
+        run(HERALD, &erase, &[server]).await
+    });
+    until("the other process has seen the erasure", LIMIT, || {
+        has_cache(&world, "seen > 0")
+    })
+    .await;
+    let listed = process.cli(&["user", "erasures"]).await;
+    assert_eq!(listed["erasures"][0]["forget_time"], Value::Null, "{listed}");
     assert!(has_cache(&world, "process = 'silent' AND ends_at > clock_timestamp()").await);
-    let begun = begin(&process, AUTHOR).await;
+    let begun = erasing.await.unwrap();
+    let begun: Value = serde_json::from_str(&begun.stdout).unwrap();
     assert!(begun["forget_time"].is_string(), "{begun}");
     assert!(has_cache(&world, "process = 'silent' AND ends_at <= clock_timestamp()").await);
     until_complete(&process).await;
