@@ -57,15 +57,14 @@ impl Erase<'_> {
     /// The deleted posts of a new user with the same id that can be the erased user's: when an erasure is repeated, their
     /// messages are gone. Those that the new user has deleted are among them, which are removed somewhat earlier then.
     async fn find_deleted_of_new_user(&self) -> Result<Vec<PostId>> {
-        let stores = &self.data.stores;
-        let key = stores.users.find(std::slice::from_ref(self.author.id)).await?;
-        let Some(Some(key)) = key.first() else {
+        let posts = &self.data.stores.posts;
+        let Some(user) = self.new_user().await? else {
             return Ok(Vec::new());
         };
         let mut found = Vec::new();
         let mut after = None;
         loop {
-            let mut page = stores.posts.of_author(*key, after, PAGE).await?;
+            let mut page = posts.of_author(user, after, PAGE).await?;
             page.retain(|post| *post <= self.author.last_post);
             let Some(last) = page.last() else {
                 return Ok(found);
