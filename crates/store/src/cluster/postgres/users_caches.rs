@@ -97,7 +97,6 @@ impl CacheKeeper {
                         is_reported = false;
                         tracing::info!("users are cached again");
                     }
-                    Ok(()) => {}
                     Err(error)
                         if !is_reported && !self.cache.has_lease() && started.elapsed() >= self.lease =>
                     {
@@ -108,7 +107,7 @@ impl CacheKeeper {
                              herald.users_caches up to date; retrying"
                         );
                     }
-                    Err(_) => {}
+                    Ok(()) | Err(_) => {}
                 }
             }
         };
