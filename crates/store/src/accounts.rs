@@ -39,8 +39,8 @@ pub trait Users: Send + Sync {
     /// the store.
     fn cached_key(&self, id: &UserId) -> Option<UserKey>;
 
-    /// Begins the use of keys: whoever has checked [`cached_key`](Self::cached_key) after this uses the key until it drops
-    /// what this returns. [`Erasures::is_forgotten`](crate::Erasures::is_forgotten) waits for it.
+    /// Begins the use of keys: whoever has checked [`cached_key`](Self::cached_key) after this uses the key until it
+    /// drops what this returns. [`Erasures::is_forgotten`](crate::Erasures::is_forgotten) waits for it.
     fn use_keys(&self) -> KeyUse;
 }
 

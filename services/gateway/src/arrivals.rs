@@ -1,7 +1,7 @@
 //! Waits for users: a watch can begin before anything has named its user, and a read never makes one.
 //!
-//! All awaited ids are looked up together, each second while there are any, so many watches of unknown ids cost the store
-//! a few calls a second.
+//! All awaited ids are looked up together, each second while there are any, so many watches of unknown ids cost the
+//! store a few calls a second.
 
 use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 

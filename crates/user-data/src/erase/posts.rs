@@ -39,8 +39,8 @@ impl Erase<'_> {
         Ok(found)
     }
 
-    /// Deletes the posts of the user as DeletePost does. Returns those that lack the key of the user: their messages have
-    /// none, and the archive can have given them the key of a new user with the same id.
+    /// Deletes the posts of the user as DeletePost does. Returns those that lack the key of the user: their messages
+    /// have none, and the archive can have given them the key of a new user with the same id.
     pub(super) async fn delete_posts(&self, found: &[Found]) -> Result<Vec<PostId>> {
         self.delete_archived().await?;
         let keyless = found.iter().filter(|message| !message.has_key);
@@ -54,8 +54,8 @@ impl Erase<'_> {
         Ok(keyless)
     }
 
-    /// The deleted posts of a new user with the same id that can be the erased user's: when an erasure is repeated, their
-    /// messages are gone. Those that the new user has deleted are among them, which are removed somewhat earlier then.
+    /// The deleted posts of a new user with the same id that can be the erased user's: when an erasure is repeated,
+    /// their messages are gone. Posts that the new user has deleted are among them: their texts go earlier then.
     async fn find_deleted_of_new_user(&self) -> Result<Vec<PostId>> {
         let posts = &self.data.stores.posts;
         let Some(user) = self.new_user().await? else {

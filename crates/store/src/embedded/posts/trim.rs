@@ -22,8 +22,8 @@ impl EmbeddedPosts {
     /// Finds the first post from `from` on that was accepted at `moment` or later; one past the last post if all are
     /// older. Posts less than `from` are taken for older.
     ///
-    /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older only
-    /// if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
+    /// Ids ascend in the order in which posts were accepted, and the clocks of gateways may be wrong: a post is older
+    /// only if all before it are. One whose clock was behind is as old as those before it; one whose clock was ahead keeps
     /// those after it.
     pub(crate) fn first_retained(&self, from: PostId, moment: Timestamp) -> Result<PostId> {
         let (first, removed) = {
