@@ -138,6 +138,22 @@ impl NatsCluster {
         self.places.iter().position(|place| place.name == leader)
     }
 
+    /// Waits until a stream has a leader that answers; its place. An election can be running also when all replicas are
+    /// complete.
+    ///
+    /// # Errors
+    /// There is none after a minute.
+    pub async fn wait_leader(&self, stream: &str) -> Result<usize, String> {
+        let started = Instant::now();
+        loop {
+            match self.leader(stream).await {
+                Some(leader) => return Ok(leader),
+                None if started.elapsed() > CHANGE_LIMIT => return Err(format!("{stream} has no leader")),
+                None => sleep(INTERVAL).await,
+            }
+        }
+    }
+
     /// Sends SIGSTOP or SIGCONT to a server.
     pub fn freeze(&self, place: usize, selected: bool) {
         let signal = if selected { Signal::STOP } else { Signal::CONT };

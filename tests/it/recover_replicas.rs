@@ -114,7 +114,7 @@ impl World {
     /// consumers without a leader for minutes, and what Herald does then is another test's business.
     async fn lose_tail(&mut self, meanwhile: impl AsyncFnOnce(&mut Self)) {
         self.cluster.wait_complete(None).await.unwrap();
-        let forgetful = self.cluster.leader("POSTS").await.unwrap();
+        let forgetful = self.cluster.wait_leader("POSTS").await.unwrap();
         let (lagging, sound) = ((forgetful + 1) % 3, (forgetful + 2) % 3);
         let copy = self.cluster.copy_stream(forgetful, "POSTS").await;
         self.cluster.kill(lagging).await;

@@ -76,8 +76,7 @@ async fn try_inject(
     kills: &mut Kills,
 ) -> Result<(), String> {
     world.nats.cluster.wait_complete(None).await?;
-    let leader = world.nats.cluster.leader(fault.stream).await;
-    let leader = leader.ok_or_else(|| format!("{} has no leader", fault.stream))?;
+    let leader = world.nats.cluster.wait_leader(fault.stream).await?;
     let server = if fault.is_leader {
         leader
     } else {
