@@ -10,6 +10,18 @@ use serde_json::Value;
 
 use super::world::{AUTHOR, LIMIT, SECRET_TEXT, World};
 
+/// Starts the server again, without failpoints, and waits until the newest erasure is complete.
+async fn complete_after_restart(world: &mut World) {
+    world.herald.options_mut().variables.clear();
+    world.herald.restart().await;
+    world.clients = world.herald.clients().await;
+    until("the erasure is complete", LIMIT, || async {
+        let listed = world.herald.cli(&["user", "erasures"]).await;
+        listed["erasures"][0]["complete_time"].is_string()
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_erasure_goes_on_after_the_process_was_killed_in_the_middle() {
     for point in [
@@ -25,14 +37,7 @@ async fn an_erasure_goes_on_after_the_process_was_killed_in_the_middle() {
         assert_ne!(interrupted.code, 0, "{point}: {interrupted:?}");
         world.herald.exited().await;
 
-        world.herald.options_mut().variables.clear();
-        world.herald.restart().await;
-        world.clients = world.herald.clients().await;
-        until("the erasure is complete", LIMIT, || async {
-            let listed = world.herald.cli(&["user", "erasures"]).await;
-            listed["erasures"][0]["complete_time"].is_string()
-        })
-        .await;
+        complete_after_restart(&mut world).await;
         let listed = world.herald.cli(&["user", "erasures"]).await;
         assert_eq!(
             listed["erasures"].as_array().unwrap().len(),
@@ -75,14 +80,7 @@ async fn posts_without_a_key_are_erased_although_the_erasure_was_killed_when_the
     mesh.resume(streams::POSTS, consumers::ARCHIVE).await.unwrap();
     world.herald.exited().await;
 
-    world.herald.options_mut().variables.clear();
-    world.herald.restart().await;
-    world.clients = world.herald.clients().await;
-    until("the erasure is complete", LIMIT, || async {
-        let listed = world.herald.cli(&["user", "erasures"]).await;
-        listed["erasures"][0]["complete_time"].is_string()
-    })
-    .await;
+    complete_after_restart(&mut world).await;
     let exported = world.run(&["user", "export", AUTHOR]).await;
     assert_eq!(exported.code, 0, "{exported:?}");
     assert!(!exported.stdout.contains(SECRET_TEXT), "{exported:?}");
