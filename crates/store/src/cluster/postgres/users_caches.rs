@@ -1,8 +1,8 @@
 //! The caches of users of all processes: a user whom one process erases is forgotten by all of them.
 //!
 //! A process that caches users has a row in `herald.users_caches`. Every second it reads the erasures that are new to
-//! it and removes their users from its cache; only then its row says that it has seen them. An erasure knows that every
-//! process has forgotten its user once each row has seen it or has ended. A process uses its cache for [`LEASE`] after
+//! it and removes their users from its cache; once no call uses their keys any more ([`Uses`]), its row says that it
+//! has seen them. An erasure knows that every process has forgotten its user once each row has seen it or has ended. A process uses its cache for [`LEASE`] after
 //! the begin of the round in which it last wrote its row, and the row ends later than that.
 //!
 //! *Invariant:* a row is committed before the lease begins, and nothing that was read before is cached. So an erasure
