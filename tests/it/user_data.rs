@@ -3,6 +3,7 @@
 pub(crate) mod cluster;
 mod erased;
 mod interrupted;
+mod late;
 mod world;
 
 use serde_json::Value;

@@ -58,7 +58,7 @@ pub struct Erasure {
     pub id: ErasureId,
     /// The key that the user had. No other user gets it.
     pub user: UserKey,
-    /// The id that the user had; `None` once the erasure is complete.
+    /// The id that the user had, or the placeholder if it was erased before; `None` once the erasure is complete.
     pub user_id: Option<UserId>,
     /// Who asked for it.
     pub actor: String,
@@ -86,6 +86,19 @@ pub trait Erasures: Send + Sync {
     /// If the id has no key, returns the newest erasure of this id that is not complete; `None` if there is none
     /// either. So a repeated call returns the erasure that is running.
     async fn begin(&self, id: &UserId, actor: &str, now: Timestamp) -> Result<Option<Erasure>>;
+
+    /// Records another erasure of an erased user, because a post with the user's key was archived that no earlier one
+    /// has found: NATS can store a post long after its publish has failed. Durable on return.
+    ///
+    /// `None` if the user is not erased, or if an erasure of the user that runs will find the post: every process has yet
+    /// to forget the user, or had when POSTS already had the post.
+    async fn begin_again(
+        &self,
+        user: UserKey,
+        post: PostId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Option<Erasure>>;
 
     /// Reads an erasure; `None` if there is none with this id.
     async fn get(&self, id: ErasureId) -> Result<Option<Erasure>>;
@@ -132,6 +145,15 @@ impl ErasedCounts {
             messages: self.messages.saturating_add(more.messages),
             dead_letters: self.dead_letters.saturating_add(more.dead_letters),
         }
+    }
+}
+
+impl Erasure {
+    /// Whether this erasure runs and will find a post that is in POSTS: it reads POSTS after every process has forgotten
+    /// the user.
+    pub(crate) fn will_find(&self, post: PostId) -> bool {
+        let finds = self.forgotten.is_none_or(|forgotten| post <= forgotten.last_post);
+        self.completed_at.is_none() && finds
     }
 }
 

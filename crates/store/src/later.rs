@@ -354,6 +354,7 @@ later!(DeadLetters "dead_letters" {
 
 later!(Erasures {
     begin(id: &UserId, actor: &str, now: Timestamp) -> Option<Erasure>;
+    begin_again(user: UserKey, post: PostId, actor: &str, now: Timestamp) -> Option<Erasure>;
     get(id: ErasureId) -> Option<Erasure>;
     running() -> Vec<Erasure>;
     add(id: ErasureId, counts: &ErasedCounts) -> ();

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use herald_failure::{Classified, isolate};
 use herald_mesh::{Delivery, Disposition, Handler, MessageLink, batch_span, consumers, streams};
 use herald_runtime::telemetry::error_chain;
-use herald_store::{Archived, Error, ErrorKind, Posts, Result, Users};
+use herald_store::{Archived, Erasures, Error, ErrorKind, Posts, Result, Users};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::Instrument as _;
 
-use crate::Metrics;
+use crate::{Metrics, late_posts};
 
 /// Bounds of the delay between two attempts at a batch that waits for the store; it doubles.
 const WAIT_MIN: Duration = Duration::from_millis(200);
@@ -27,6 +27,13 @@ struct ArchiveRequest {
     reply: oneshot::Sender<Disposition>,
 }
 
+/// What a batch reads and writes.
+pub(crate) struct Stores {
+    pub(crate) users: Arc<dyn Users>,
+    pub(crate) erasures: Arc<dyn Erasures>,
+    pub(crate) posts: Arc<dyn Posts>,
+}
+
 /// Handler for messages of POSTS. A message is acknowledged after its batch is committed. The next batch fills while
 /// the current one is written.
 pub(crate) struct Archive {
@@ -39,15 +46,14 @@ impl Archive {
     ///
     /// After `shutdown` no message waits for the store any more.
     pub(crate) fn new(
-        users: Arc<dyn Users>,
-        posts: Arc<dyn Posts>,
+        stores: Stores,
         metrics: Metrics,
         batch_max: usize,
         shutdown: CancellationToken,
     ) -> Self {
         let (requests, queue) = mpsc::channel(batch_max);
         let stop = CancellationToken::new();
-        let writer = run_writer(users, posts, metrics, queue, batch_max, shutdown);
+        let writer = run_writer(stores, metrics, queue, batch_max, shutdown);
         let stopped = stop.clone();
         tokio::spawn(async move { stopped.run_until_cancelled(writer).await });
         Self {
@@ -82,8 +88,7 @@ impl Handler for Archive {
 }
 
 async fn run_writer(
-    users: Arc<dyn Users>,
-    posts: Arc<dyn Posts>,
+    stores: Stores,
     metrics: Metrics,
     mut queue: mpsc::Receiver<ArchiveRequest>,
     batch_max: usize,
@@ -97,7 +102,7 @@ async fn run_writer(
             .drain(..)
             .map(|request| (request.entry, request.reply))
             .unzip();
-        let archived = archive_batch((&*users, &*posts), &metrics, &entries, &shutdown);
+        let archived = archive_batch(&stores, &metrics, &entries, &shutdown);
         let dispositions = archived.instrument(span).await;
         for (reply, disposition) in replies.into_iter().zip(dispositions) {
             // A dropped handler's message is redelivered, and archiving a post is idempotent.
@@ -109,14 +114,20 @@ async fn run_writer(
 /// Writes entries; looks up authors whose keys the messages lack.
 ///
 /// [`Corrupt`](ErrorKind::Corrupt) for a post whose id another one has.
-async fn write((users, posts): (&dyn Users, &dyn Posts), entries: &[Archived]) -> Result<()> {
-    refuse_reused_ids(posts, entries).await?;
+async fn write(stores: &Stores, entries: &[Archived]) -> Result<()> {
+    refuse_reused_ids(&*stores.posts, entries).await?;
     if !entries.iter().any(herald_posts::lacks_author) {
-        return posts.archive(entries).await;
+        return write_resolved(stores, entries).await;
     }
     let mut entries = entries.to_vec();
-    herald_posts::resolve_authors(users, &mut entries).await?;
-    posts.archive(&entries).await
+    herald_posts::resolve_authors(&*stores.users, &mut entries).await?;
+    write_resolved(stores, &entries).await
+}
+
+/// Writes entries that have the keys of their authors.
+async fn write_resolved(stores: &Stores, entries: &[Archived]) -> Result<()> {
+    stores.posts.archive(entries).await?;
+    late_posts::erase(&*stores.users, &*stores.erasures, entries).await
 }
 
 /// Refuses a post whose id another post in the store has: POSTS lost its newest messages, and gave their sequences again.
@@ -156,7 +167,7 @@ async fn refuse_reused_ids(posts: &dyn Posts, entries: &[Archived]) -> Result<()
 /// While the store is away, the batch waits here: heartbeats keep its messages, they spend no attempts, and no more
 /// messages are pulled than fit into the queue.
 async fn archive_batch(
-    stores: (&dyn Users, &dyn Posts),
+    stores: &Stores,
     metrics: &Metrics,
     entries: &[Archived],
     shutdown: &CancellationToken,
@@ -305,6 +316,14 @@ mod tests {
         })
     }
 
+    fn of(stores: &herald_store::Stores) -> Stores {
+        Stores {
+            users: stores.users.clone(),
+            erasures: stores.erasures.clone(),
+            posts: stores.posts.clone(),
+        }
+    }
+
     #[tokio::test]
     async fn the_author_of_a_post_without_a_key_is_looked_up() {
         let dir = tempfile::tempdir().unwrap();
@@ -317,7 +336,7 @@ mod tests {
         let stores = store.stores();
         let ids = ["bob", "ann"].map(|id| UserId::new(id).unwrap());
         let known = stores.users.intern(&ids[..1]).await.unwrap()[0];
-        let of = |id: u64, author: &UserId| match post(id) {
+        let by = |id: u64, author: &UserId| match post(id) {
             Archived::Created(post) => Archived::Created(Post {
                 author: herald_posts::NO_KEY,
                 author_id: author.clone(),
@@ -325,10 +344,10 @@ mod tests {
             }),
             deleted @ Archived::Deleted { .. } => deleted,
         };
-        let entries = [of(1, &ids[1]), of(2, &ids[0]), of(3, &ids[1])];
+        let entries = [by(1, &ids[1]), by(2, &ids[0]), by(3, &ids[1])];
         let metrics = Shared::new().register(Metrics::new);
         let running = CancellationToken::new();
-        let outcomes = archive_batch((&*stores.users, &*stores.posts), &metrics, &entries, &running).await;
+        let outcomes = archive_batch(&of(&stores), &metrics, &entries, &running).await;
         assert_eq!(outcomes, [const { Disposition::Ack }; 3]);
         let new = stores.users.find(&ids[1..]).await.unwrap()[0].unwrap();
         for (author, posts) in [(known, vec![PostId(2)]), (new, vec![PostId(3), PostId(1)])] {
@@ -351,9 +370,8 @@ mod tests {
         let stores = store.stores();
         let metrics = Shared::new().register(Metrics::new);
         let running = CancellationToken::new();
-        let archive = async |entries: &[Archived]| {
-            archive_batch((&*stores.users, &*stores.posts), &metrics, entries, &running).await
-        };
+        let archive =
+            async |entries: &[Archived]| archive_batch(&of(&stores), &metrics, entries, &running).await;
         let posts: Vec<Archived> = (1..=3).map(post).collect();
         assert_eq!(archive(&posts).await, [const { Disposition::Ack }; 3]);
         let other = match post(2) {
@@ -387,17 +405,22 @@ mod tests {
         })
         .unwrap();
         let metrics = Shared::new().register(Metrics::new);
-        let faulty = |faults: &[(u64, Option<ErrorKind>)]| Faulty {
-            inner: store.stores().posts,
-            faults: faults.to_vec(),
+        let faulty = |faults: &[(u64, Option<ErrorKind>)]| {
+            let stores = of(&store.stores());
+            Stores {
+                posts: Arc::new(Faulty {
+                    inner: stores.posts,
+                    faults: faults.to_vec(),
+                }),
+                ..stores
+            }
         };
-        let users = store.stores().users;
         let entries: Vec<Archived> = (1..=9).map(post).collect();
         let corrupt = Disposition::fault("corrupt row");
 
-        let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
+        let stores = faulty(&[(3, Some(ErrorKind::Corrupt)), (7, None)]);
         let running = CancellationToken::new();
-        let outcomes = archive_batch((&*users, &posts), &metrics, &entries, &running).await;
+        let outcomes = archive_batch(&stores, &metrics, &entries, &running).await;
         for (outcome, id) in outcomes.iter().zip(1..) {
             match id {
                 3 => assert_eq!(*outcome, corrupt),
@@ -406,14 +429,14 @@ mod tests {
             }
         }
         let ids: Vec<PostId> = (1..=9).map(PostId).collect();
-        let stored = posts.get(&ids).await.unwrap();
+        let stored = stores.posts.get(&ids).await.unwrap();
         assert_eq!(stored.iter().filter(|post| post.is_some()).count(), 7);
 
         // The store becomes unavailable halfway, and the service stops: the remaining messages are retried.
         let stopped = CancellationToken::new();
         stopped.cancel();
-        let posts = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
-        let outcomes = archive_batch((&*users, &posts), &metrics, &entries, &stopped).await;
+        let stores = faulty(&[(3, Some(ErrorKind::Corrupt)), (8, Some(ErrorKind::Unavailable))]);
+        let outcomes = archive_batch(&stores, &metrics, &entries, &stopped).await;
         assert_eq!(outcomes[0], Disposition::Ack);
         assert_eq!(outcomes[2], corrupt);
         assert_eq!(outcomes[8], Disposition::retry("corrupt row"));

@@ -8,20 +8,21 @@
 mod config;
 mod error;
 mod handler;
+mod late_posts;
 mod metrics;
 
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use herald_mesh::{ConsumeOptions, Mesh, Topology, Workers, consumers};
-use herald_store::{Posts, Users};
+use herald_store::{Erasures, Posts, Users};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 pub use error::Error;
 pub use metrics::Metrics;
 
-use crate::handler::Archive;
+use crate::handler::{Archive, Stores};
 
 /// Dependencies of the service.
 pub struct Deps {
@@ -31,6 +32,8 @@ pub struct Deps {
     pub topology: Arc<Topology>,
     /// User ids and their keys.
     pub users: Arc<dyn Users>,
+    /// Erasures of users.
+    pub erasures: Arc<dyn Erasures>,
     /// Posts and request ids.
     pub posts: Arc<dyn Posts>,
     /// Metrics of the service.
@@ -52,13 +55,17 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         mesh,
         topology,
         users,
+        erasures,
         posts,
         metrics,
     } = deps;
     herald_posts::check_stream_matches_store(&mesh, &*posts).await?;
     let archive = Arc::new(Archive::new(
-        users,
-        posts,
+        Stores {
+            users,
+            erasures,
+            posts,
+        },
         metrics,
         config.batch_max,
         shutdown.clone(),

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use herald_model::{UserId, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use herald_runtime::telemetry::error_chain;
 use herald_store::{ErasedCounts, Erasure, ErasureId, Erasures, Forgotten, Result};
 use herald_user_data::UserData;
@@ -109,6 +109,16 @@ struct Counted {
 impl Erasures for Counted {
     async fn begin(&self, id: &UserId, actor: &str, now: Timestamp) -> Result<Option<Erasure>> {
         self.erasures.begin(id, actor, now).await
+    }
+
+    async fn begin_again(
+        &self,
+        user: UserKey,
+        post: PostId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Option<Erasure>> {
+        self.erasures.begin_again(user, post, actor, now).await
     }
 
     async fn get(&self, id: ErasureId) -> Result<Option<Erasure>> {

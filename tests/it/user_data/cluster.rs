@@ -19,9 +19,9 @@ use crate::{HERALD, serve_cluster::World};
 
 /// The database of [`World`].
 const DATABASE: &str = "herald";
-const ALL: &str = "gateway,archive,graph,fanout,timeline,push,analytics,deadletter";
+pub(super) const ALL: &str = "gateway,archive,graph,fanout,timeline,push,analytics,deadletter";
 
-async fn post(process: &Process, author: &str, text: &str) -> u64 {
+pub(super) async fn post(process: &Process, author: &str, text: &str) -> u64 {
     let request = v1::SubmitPostRequest {
         author_id: author.into(),
         text: text.into(),

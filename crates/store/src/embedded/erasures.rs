@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use fjall::{Keyspace, OwnedWriteBatch};
-use herald_model::{UserId, UserKey, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use parking_lot::Mutex;
 use prost::Message;
 
@@ -35,7 +35,7 @@ pub(super) struct Tables {
     rows: Keyspace,
     /// The ids of those that are not complete.
     running: Keyspace,
-    /// user → id.
+    /// user → id of the newest one.
     users: Keyspace,
     /// Held from the read of a row until its change is applied.
     writing: Mutex<()>,
@@ -151,6 +151,14 @@ impl Tables {
         Ok(newest_first.find(|erasure| erasure.user_id.as_ref() == Some(id)))
     }
 
+    /// Whether an erasure of a user that runs will find a post.
+    pub(super) fn will_find(&self, user: UserKey, post: PostId) -> Result<bool> {
+        let running = self.running()?;
+        Ok(running
+            .iter()
+            .any(|erasure| erasure.user == user && erasure.will_find(post)))
+    }
+
     fn running(&self) -> Result<Vec<Erasure>> {
         let mut running = Vec::new();
         for row in self.running.iter() {
@@ -204,6 +212,16 @@ impl crate::Erasures for EmbeddedErasures {
     async fn begin(&self, id: &UserId, actor: &str, now: Timestamp) -> Result<Option<Erasure>> {
         can_fail!("store.erasure.begin");
         self.users.forget(id.clone(), actor.into(), now).await
+    }
+
+    async fn begin_again(
+        &self,
+        user: UserKey,
+        post: PostId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Option<Erasure>> {
+        self.users.forget_again(user, post, actor.into(), now).await
     }
 
     async fn get(&self, id: ErasureId) -> Result<Option<Erasure>> {

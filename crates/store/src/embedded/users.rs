@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use fjall::Keyspace;
 use futures::executor::block_on;
-use herald_model::{UserId, UserKey, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 
 use super::{
     database::{self, Database, map_err},
@@ -40,6 +40,15 @@ struct Tables {
 enum Job {
     Intern(Vec<UserId>),
     Forget(Begin),
+    ForgetAgain(BeginAgain),
+}
+
+/// An erased user of whom a post has come late.
+struct BeginAgain {
+    user: UserKey,
+    post: PostId,
+    actor: String,
+    now: Timestamp,
 }
 
 enum Done {
@@ -61,7 +70,7 @@ impl EmbeddedUsers {
         let shared = Arc::clone(&tables);
         let weigh = |job: &Job| match job {
             Job::Intern(ids) => ids.len(),
-            Job::Forget(_) => BATCH_USERS_MAX,
+            Job::Forget(_) | Job::ForgetAgain(_) => BATCH_USERS_MAX,
         };
         let writes = GroupCommit::start_marking("users", BATCH_USERS_MAX, weigh, move |jobs, readable| {
             shared.run(&mut last, jobs, readable)
@@ -76,7 +85,28 @@ impl EmbeddedUsers {
 
     /// Forgets an id, as [`Erasures::begin`](crate::Erasures::begin) does.
     pub(super) async fn forget(&self, id: UserId, actor: String, now: Timestamp) -> Result<Option<Erasure>> {
-        match self.writes.run(Job::Forget(Begin { id, actor, now })).await? {
+        self.begin(Job::Forget(Begin { id, actor, now })).await
+    }
+
+    /// Records another erasure, as [`Erasures::begin_again`](crate::Erasures::begin_again) does.
+    pub(super) async fn forget_again(
+        &self,
+        user: UserKey,
+        post: PostId,
+        actor: String,
+        now: Timestamp,
+    ) -> Result<Option<Erasure>> {
+        let again = BeginAgain {
+            user,
+            post,
+            actor,
+            now,
+        };
+        self.begin(Job::ForgetAgain(again)).await
+    }
+
+    async fn begin(&self, job: Job) -> Result<Option<Erasure>> {
+        match self.writes.run(job).await? {
             Done::Begun(erasure) => Ok(erasure),
             Done::Interned(_) => Err(mixed_up()),
         }
@@ -126,6 +156,7 @@ impl Tables {
                     answers.extend(self.intern(last, std::mem::take(&mut calls), readable)?);
                     answers.push(self.forget(&begin, readable).map(Done::Begun));
                 }
+                Job::ForgetAgain(again) => answers.push(self.forget_again(again).map(Done::Begun)),
             }
         }
         answers.extend(self.intern(last, calls, readable)?);
@@ -153,6 +184,28 @@ impl Tables {
         self.cache.forget(&begin.id, key);
         self.erasures.wait_for(erasure.id, Some(self.cache.uses()));
         committed.map(|()| Some(erasure))
+    }
+
+    /// Records another erasure of an erased user.
+    fn forget_again(&self, again: BeginAgain) -> Result<Option<Erasure>> {
+        let BeginAgain {
+            user,
+            post,
+            actor,
+            now,
+        } = again;
+        if !self.erasures.is_erased(user)? || self.erasures.will_find(user, post)? {
+            return Ok(None);
+        }
+        let Some(id) = self.id(user)? else {
+            return Ok(None);
+        };
+        let mut batch = self.database.batch();
+        let erasure = self
+            .erasures
+            .add_to(&mut batch, user, &Begin { id, actor, now })?;
+        block_on(self.database.commit(batch))?;
+        Ok(Some(erasure))
     }
 
     /// Finds or creates the keys of a batch of calls. `last` is the greatest key in use.

@@ -136,6 +136,68 @@ pub async fn every_process_forgets_a_user<E: Engine>(engine: &mut E) {
     assert_eq!(erasures.get(erasure.id).await.unwrap().unwrap().forgotten, first);
 }
 
+pub async fn a_post_that_comes_late_begins_another_erasure<E: Engine>(engine: &mut E) {
+    let stores = engine.stores();
+    let users = user_ids(0..2);
+    stores.users.intern(&users).await.unwrap();
+    let again = async |stores: &Stores, user: u32, post: u64| {
+        let begun = stores
+            .erasures
+            .begin_again(UserKey(user), PostId(post), "archive", NOW);
+        begun.await.unwrap()
+    };
+    assert_eq!(again(&stores, 1, 5).await, None, "the user is not erased");
+    assert_eq!(again(&stores, 3, 5).await, None, "there is no such user");
+    let first = begin(&stores, &users[0]).await.unwrap();
+    assert_eq!(
+        again(&stores, 1, 5).await,
+        None,
+        "the erasure reads POSTS only when every process has forgotten the user"
+    );
+    let forgotten = |last_post| Forgotten {
+        at: NOW,
+        last_post: PostId(last_post),
+    };
+    let erasures = stores.erasures.clone();
+    erasures.record_forgotten(first.id, &forgotten(70)).await.unwrap();
+    assert_eq!(again(&stores, 1, 70).await, None, "POSTS had the post then");
+
+    let second = again(&stores, 1, 71).await.unwrap();
+    let expected = Erasure {
+        id: second.id,
+        user_id: Some(id(&stores, UserKey(1)).await),
+        actor: "archive".into(),
+        ..first.clone()
+    };
+    assert_eq!(second, expected);
+    assert!(second.id > first.id);
+    assert!(second.user_id.as_ref().unwrap().is_placeholder());
+    let peer = engine.peer().await;
+    assert_eq!(again(&peer, 1, 99).await, None, "the second one runs");
+    until("no process has to forget the user again", async || {
+        erasures.is_forgotten(second.id).await.unwrap()
+    })
+    .await;
+    erasures
+        .record_forgotten(second.id, &forgotten(99))
+        .await
+        .unwrap();
+    for erasure in [first.id, second.id] {
+        erasures.complete(erasure, NOW).await.unwrap();
+    }
+    drop((stores, peer, erasures));
+    engine.reopen().await;
+
+    let stores = engine.stores();
+    assert_eq!(
+        stores.erasures.get(second.id).await.unwrap().unwrap().user_id,
+        None
+    );
+    assert!(id(&stores, UserKey(1)).await.is_placeholder());
+    let third = again(&stores, 1, 99).await.expect("no erasure of the user runs");
+    assert_eq!(stores.erasures.running().await.unwrap(), [third]);
+}
+
 pub async fn an_erasure_counts_and_ends_without_the_id<E: Engine>(engine: &mut E) {
     let stores = engine.stores();
     let users = user_ids(0..5);

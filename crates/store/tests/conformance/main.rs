@@ -168,6 +168,7 @@ on_each_engine! {
     erasures {
         a_user_is_forgotten_and_comes_back_as_another
         every_process_forgets_a_user
+        a_post_that_comes_late_begins_another_erasure
         an_erasure_counts_and_ends_without_the_id
         users_who_come_back_all_the_time_keep_nothing
     }

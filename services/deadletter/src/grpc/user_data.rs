@@ -196,6 +196,7 @@ fn erasure_to_v1(erasure: Erasure) -> v1::Erasure {
         erasure_id: erasure.id.0,
         user_id: erasure
             .user_id
+            .filter(|id| !id.is_placeholder())
             .map(herald_model::UserId::into_string)
             .unwrap_or_default(),
         actor: erasure.actor,

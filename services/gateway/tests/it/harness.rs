@@ -230,6 +230,7 @@ impl World {
             mesh: self.mesh.clone(),
             topology: self.topology.clone(),
             users: self.stores.users.clone(),
+            erasures: self.stores.erasures.clone(),
             posts: self.stores.posts.clone(),
             metrics: Shared::new().register(herald_archive::Metrics::new),
         };

@@ -172,6 +172,7 @@ impl Parts {
             mesh: self.mesh.for_role("archive"),
             topology: self.topology.clone(),
             users: self.stores()?.users.clone(),
+            erasures: self.stores()?.erasures.clone(),
             posts: self.stores()?.posts.clone(),
             metrics: self.metrics.register(herald_archive::Metrics::new),
         };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use herald_model::{UserId, time::Timestamp};
+use herald_model::{PostId, UserId, UserKey, time::Timestamp};
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{Attempt, Postgres, PostgresUsers, keys};
@@ -12,16 +12,24 @@ use crate::{
     erasures::{missing, placeholder},
 };
 
-/// The columns of [`erasure`], to be followed by a condition.
-macro_rules! select {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, user_key, user_id, actor, requested_at, forgotten_at, last_post, completed_at, posts, follows, ",
-            "devices, timeline_entries, messages, dead_letters FROM herald.erasures ",
-            $rest
-        )
+/// The columns of [`erasure`].
+macro_rules! columns {
+    () => {
+        "id, user_key, user_id, actor, requested_at, forgotten_at, last_post, completed_at, posts, follows, devices, \
+         timeline_entries, messages, dead_letters"
     };
 }
+
+/// Reads [`columns`], to be followed by a condition.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!("SELECT ", columns!(), " FROM herald.erasures ", $rest)
+    };
+}
+
+/// Whoever makes keys holds this lock, and whoever begins an erasure: so the ids of erasures ascend in the order of their
+/// commits.
+const LOCK: &str = "SELECT last FROM herald.counters WHERE name = 'users' FOR UPDATE";
 
 /// The cluster engine's [`Erasures`](crate::Erasures).
 pub(crate) struct PostgresErasures {
@@ -39,8 +47,6 @@ impl PostgresErasures {
     }
 
     async fn begin_now(&self, id: &UserId, actor: &str, now: Timestamp) -> Attempt<Option<Erasure>> {
-        // Whoever makes keys holds this lock too.
-        const LOCK: &str = "SELECT last FROM herald.counters WHERE name = 'users' FOR UPDATE";
         const KEY: &str = "
             SELECT key, EXISTS (SELECT FROM herald.erasures WHERE user_key = key) FROM herald.users WHERE id = $1";
         const RUNNING: &str = select!("WHERE completed_at IS NULL AND user_id = $1 ORDER BY id DESC LIMIT 1");
@@ -89,6 +95,38 @@ impl PostgresErasures {
         }))
     }
 
+    async fn begin_again_now(
+        &self,
+        user: UserKey,
+        post: PostId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Attempt<Option<Erasure>> {
+        const INSERT: &str = concat!(
+            "INSERT INTO herald.erasures (user_key, user_id, actor, requested_at)
+            SELECT u.key, u.id, $3, $4 FROM herald.users u
+            WHERE u.key = $1
+                AND EXISTS (SELECT FROM herald.erasures e WHERE e.user_key = u.key)
+                AND NOT EXISTS (
+                    SELECT FROM herald.erasures e
+                    WHERE e.user_key = u.key AND e.completed_at IS NULL AND (e.last_post IS NULL OR e.last_post >= $2)
+                )
+            RETURNING ",
+            columns!()
+        );
+        let mut transaction = self.postgres.begin().await?;
+        let _: i64 = sqlx::query_scalar(LOCK).fetch_one(&mut *transaction).await?;
+        let inserted = sqlx::query(INSERT)
+            .bind(i64::from(user.0))
+            .bind(keys::bigint(post.0))
+            .bind(actor)
+            .bind(now.0)
+            .fetch_optional(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(inserted.as_ref().map(erasure).transpose()?)
+    }
+
     async fn change(
         &self,
         id: ErasureId,
@@ -118,6 +156,19 @@ impl crate::Erasures for PostgresErasures {
             self.users.forget(id, erasure.user);
         }
         Ok(begun)
+    }
+
+    async fn begin_again(
+        &self,
+        user: UserKey,
+        post: PostId,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Option<Erasure>> {
+        let begin = || self.begin_again_now(user, post, actor, now);
+        self.postgres
+            .call("begin another erasure of an erased user", begin)
+            .await
     }
 
     async fn get(&self, id: ErasureId) -> Result<Option<Erasure>> {
