@@ -214,7 +214,7 @@ impl Herald {
         self.ready.nats_pid.expect("the server has a child")
     }
 
-    /// Sends SIGINT, waits until the mesh has drained, and returns the exit code.
+    /// Sends SIGINT, waits until the mesh has drained, and returns the exit code. Prints the log if it is not 0.
     pub async fn stop(&mut self) -> i32 {
         let pid = self
             .child
@@ -227,7 +227,11 @@ impl Herald {
         let Ok(status) = status else {
             panic!("herald up did not drain within {STOP_LIMIT:?}:\n{}", self.log())
         };
-        status.expect("the server can be waited for").code().unwrap_or(-1)
+        let status = status.expect("the server can be waited for");
+        if !status.success() {
+            eprintln!("herald up ended with {status}:\n{}", self.log());
+        }
+        status.code().unwrap_or(-1)
     }
 
     /// Waits until the process ends by itself, and returns its exit code.

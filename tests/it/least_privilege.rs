@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{ConnectOptions, Event};
 use futures::StreamExt as _;
-use harness::{Output, Process, run, until, until_some};
+use harness::{Output, Process, free_port, run, until, until_some};
 use herald_local_nats::Config as NatsConfig;
 use herald_mesh::NatsUser;
 use herald_push_sink::{InjectedFailure, Running};
@@ -120,13 +120,7 @@ async fn roles_work_with_the_second_format_of_acknowledgements() {
 
 async fn deliver_fail_redrive_and_audit(restricted: &Restricted) {
     // A process that comes before the streams waits for them, and says so.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let free_http = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let (grpc, http) = (
-        free.local_addr().unwrap().to_string(),
-        free_http.local_addr().unwrap().to_string(),
-    );
-    drop((free, free_http));
+    let [grpc, http] = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
     let early_arguments = ["--grpc", &*grpc, "--http", &*http];
     let early = restricted.serve("graph", &early_arguments);
     let tables = async {

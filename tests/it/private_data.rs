@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use base64::{Engine as _, prelude::BASE64_STANDARD, prelude::BASE64_URL_SAFE_NO_PAD};
-use harness::{Herald, Jaeger, Options, free_port, run, serve_http, until, until_some};
+use harness::{Herald, Jaeger, Options, run, serve_http, until, until_some};
 use herald_proto::v1::{self, register_device_request::Address};
 use herald_push_sink::{InjectedFailure, Running};
 use http::StatusCode;
@@ -107,7 +107,7 @@ impl Mesh {
             }
         }
         let talkative = &self.talkative;
-        let closed = format!("http://127.0.0.1:{}/{PRIVATE}?token={PRIVATE}", free_port());
+        let closed = format!("http://127.0.0.1:1/{PRIVATE}?token={PRIVATE}");
         let plain = format!("https://{}/{PRIVATE}", self.sink.address());
         let unknown = format!("http://no-such-host.invalid/{PRIVATE}?token={PRIVATE}");
         for (user, url) in [

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use harness::{Process, run, until, until_some};
+use harness::{Process, free_port, run, until, until_some};
 use herald_local_nats::{Config as NatsConfig, Server as Nats};
 use herald_local_stores::{Postgres, PostgresOptions, Redis, RedisOptions, required};
 use herald_proto::v1;
@@ -280,9 +280,7 @@ async fn calls_go_to_the_graph_processes_that_answer() {
     let Some(world) = World::start().await else { return };
     let (first, mut second) = tokio::join!(world.serve("graph", &[]), world.serve("graph", &[]));
     // The address of a third one that comes later.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let third_address = free.local_addr().unwrap().to_string();
-    drop(free);
+    let third_address = format!("127.0.0.1:{}", free_port());
     let peers = format!("graph={},{},http://{third_address}", first.url(), second.url());
     let gateway = world
         .serve(
