@@ -1,8 +1,13 @@
 //! Processes whose ports other machines can reach.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::Ipv4Addr,
+    process::Stdio,
+    time::Duration,
+};
 
-use harness::{Output, Process, run, until};
+use harness::{Herald, Options, Output, Process, run, until};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::Command,
@@ -35,6 +40,49 @@ fn assert_refused(done: &Output, key: &str, address: &str) {
     for part in [address, "--insecure-no-auth", "HERALD_INSECURE_NO_AUTH=true"] {
         assert!(done.stderr.contains(part), "{part}: {done:?}");
     }
+}
+
+/// The addresses at which a process listens.
+fn listening(pid: u32) -> BTreeSet<String> {
+    let sockets = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let sockets = sockets.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let sockets: HashSet<String> = sockets
+        .filter_map(|link| {
+            let inode = link.to_str()?.strip_prefix("socket:[")?;
+            Some(inode.strip_suffix(']')?.to_owned())
+        })
+        .collect();
+    let table = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let rows = [table("tcp"), table("tcp6")].concat();
+    rows.lines()
+        .filter_map(|row| {
+            let fields: Vec<&str> = row.split_whitespace().collect();
+            let (address, state, inode) = (*fields.get(1)?, *fields.get(3)?, *fields.get(9)?);
+            (state == "0A" && sockets.contains(inode)).then(|| {
+                let (ip, port) = address.split_once(':').unwrap();
+                let port = u16::from_str_radix(port, 16).unwrap();
+                match u32::from_str_radix(ip, 16) {
+                    Ok(ip) => format!("{}:{port}", Ipv4Addr::from(ip.to_ne_bytes())),
+                    Err(_) => format!("[{ip}]:{port}"),
+                }
+            })
+        })
+        .collect()
+}
+
+/// A port more would be one that any program of the machine can call, without the credentials of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_listens_at_its_three_ports_alone() {
+    let herald = Herald::start(HERALD, Options::default()).await;
+    let (url, operators) = (herald.url(), herald.operator_url());
+    let address = |url: &str| url.strip_prefix("http://").unwrap().to_owned();
+    let expected = BTreeSet::from([address(&url), address(&operators), herald.http().to_owned()]);
+    assert_eq!(listening(herald.pid()), expected);
+    // The roles behind them are called.
+    herald.cli(&["follow", "ann", "bob"]).await;
+    herald.cli(&["dlq", "list"]).await;
+    herald.cli(&["stats"]).await;
+    assert_eq!(listening(herald.pid()), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

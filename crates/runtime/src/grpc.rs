@@ -1,19 +1,24 @@
 //! A gRPC server on a given listener, with health checks, reflection, and a span and metrics for each call.
 //!
-//! A service serves its routes on a [`Listener`]: a port of its own, or one that the services of a process share
-//! ([`SharedPort`]).
+//! A service serves its routes on a [`Listener`]: a port of its own, one that the services of a process share
+//! ([`SharedPort`]), or connections within the process ([`Acceptor`]).
 
+use std::io;
 use std::time::Duration;
 
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::connections::{AnswerLayer, Counts, Limits, Port};
+use crate::in_process::Acceptor;
 use crate::rpc_metrics::ServerMetrics;
 use crate::shutdown;
 use crate::tls::ServerTls;
@@ -102,6 +107,7 @@ pub struct Listener(Place);
 enum Place {
     Own(OwnPort),
     Shared(Mount),
+    InProcess(Acceptor, ServerMetrics),
 }
 
 /// A port, and what is known of it.
@@ -115,18 +121,18 @@ struct OwnPort {
 impl From<TcpListener> for Listener {
     /// A port of the service's own, whose calls are in no metric.
     fn from(listener: TcpListener) -> Self {
-        Self::new(listener, ServerMetrics::default())
+        Self(Place::Own(OwnPort {
+            listener,
+            tls: None,
+            metrics: ServerMetrics::default(),
+        }))
     }
 }
 
 impl Listener {
-    /// A port of the service's own.
-    pub fn new(listener: TcpListener, metrics: ServerMetrics) -> Self {
-        Self(Place::Own(OwnPort {
-            listener,
-            tls: None,
-            metrics,
-        }))
+    /// Connections within the process.
+    pub fn in_process(acceptor: Acceptor, metrics: ServerMetrics) -> Self {
+        Self(Place::InProcess(acceptor, metrics))
     }
 }
 
@@ -134,7 +140,7 @@ impl Listener {
 /// server enforces the caller's `grpc-timeout`.
 ///
 /// On a port of its own the health of these services is added; see [`with_health`]. On a shared port, the health is that
-/// of the port.
+/// of the port; within the process nobody asks for it.
 pub async fn serve(
     role: &'static str,
     listener: impl Into<Listener>,
@@ -152,6 +158,10 @@ pub async fn serve(
         Place::Shared(mount) => {
             mount.serve(routes, shutdown).await;
             Ok(())
+        }
+        Place::InProcess(acceptor, metrics) => {
+            let server = serve_incoming(acceptor.incoming(), metrics, routes, &shutdown);
+            drain(server, &shutdown).await
         }
     }
 }
@@ -182,7 +192,21 @@ async fn serve_recorded(port: OwnPort, routes: Routes, shutdown: CancellationTok
         ..Limits::default()
     };
     let port = Port::new("gRPC", limits, Counts::default());
-    let server = Server::builder()
+    let server = serve_incoming(port.incoming_tls(listener, tls), metrics, routes, &shutdown);
+    drain(port.watch_while(&shutdown, server), &shutdown).await
+}
+
+/// Serves routes on connections, until the shutdown and then until the open calls have ended.
+async fn serve_incoming<I>(
+    incoming: impl Stream<Item = io::Result<I>>,
+    metrics: ServerMetrics,
+    routes: Routes,
+    shutdown: &CancellationToken,
+) -> Result<(), tonic::transport::Error>
+where
+    I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -190,12 +214,16 @@ async fn serve_recorded(port: OwnPort, routes: Routes, shutdown: CancellationTok
         .layer(metrics)
         .layer(AnswerLayer)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            port.incoming_tls(listener, tls),
-            shutdown.clone().cancelled_owned(),
-        );
-    let server = Box::pin(port.watch_while(&shutdown, server));
-    match shutdown::drain_after(&shutdown, DRAIN_LIMIT, server).await {
+        .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned())
+        .await
+}
+
+/// Runs a server; from the shutdown on its calls have [`DRAIN_LIMIT`] to finish.
+async fn drain(
+    server: impl Future<Output = Result<(), tonic::transport::Error>>,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
+    match shutdown::drain_after(shutdown, DRAIN_LIMIT, Box::pin(server)).await {
         Ok(served) => Ok(served?),
         Err(error) => {
             tracing::info!(%error, "aborted open gRPC calls at shutdown");

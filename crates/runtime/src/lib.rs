@@ -11,6 +11,7 @@
 //! | [`connections`] | the connections of a port: their number, silent clients, answers that nobody reads |
 //! | [`shares`] | shares of a bounded capacity, so that one caller never takes all of it |
 //! | [`grpc`] | a gRPC server on a given listener, with health checks, reflection and a span per call |
+//! | [`in_process`] | connections to a role that no other process calls |
 //! | [`rpc_metrics`] | the metrics of a gRPC server |
 //! | [`peer`] | channels to another role, balanced over its healthy addresses |
 //! | [`route`] | the ways to call a role, apart from each other |
@@ -24,6 +25,7 @@ pub mod connections;
 pub mod grpc;
 pub mod health;
 pub mod http;
+pub mod in_process;
 pub mod peer;
 pub mod ready_metrics;
 pub mod route;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tonic::transport::channel::Change;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::in_process::Connector;
 use crate::tls::ClientTls;
 
 /// Timeout of the connection of a stream.
@@ -40,6 +41,7 @@ pub struct Route {
 #[derive(Debug, Clone)]
 enum Streams {
     Local(Box<Endpoint>),
+    InProcess(Connector),
     Peer {
         endpoints: watch::Receiver<Vec<Endpoint>>,
         next: Arc<AtomicUsize>,
@@ -53,6 +55,16 @@ impl Route {
             own: endpoint.connect_lazy(),
             calls: endpoint.connect_lazy(),
             streams: Streams::Local(Box::new(endpoint.clone())),
+        }
+    }
+
+    /// To a role of this process. Connects when it is used.
+    pub fn in_process(connector: Connector) -> Self {
+        let endpoint = in_process_endpoint();
+        Self {
+            own: connector.channel_lazy(&endpoint),
+            calls: connector.channel_lazy(&endpoint),
+            streams: Streams::InProcess(connector),
         }
     }
 
@@ -106,6 +118,7 @@ impl Route {
     pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
         match &self.streams {
             Streams::Local(endpoint) => connect(endpoint).await,
+            Streams::InProcess(connector) => connector.channel(&for_stream(in_process_endpoint())).await,
             Streams::Peer { endpoints, next } => {
                 let endpoints = endpoints.borrow().clone();
                 let first = next.fetch_add(1, Ordering::Relaxed);
@@ -127,11 +140,18 @@ impl Route {
 }
 
 async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    for_stream(endpoint.clone()).connect().await
+}
+
+/// The endpoint of a connection for one stream.
+fn for_stream(endpoint: Endpoint) -> Endpoint {
     endpoint
-        .clone()
         .connect_timeout(CONNECT_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .connect()
-        .await
+}
+
+/// Its address is in the requests, and nothing connects to it.
+fn in_process_endpoint() -> Endpoint {
+    Endpoint::from_static("http://localhost")
 }

@@ -38,7 +38,7 @@ pub(crate) struct Config {
     /// port 0 picks a free port.
     pub(crate) operator_grpc: SocketAddr,
     /// Listen address of the internal services (graph, analytics, deadletter) of a process that has the gateway too, if
-    /// other processes call them. Unset: they listen on loopback, for this process alone.
+    /// other processes call them. Unset: only this process calls them, without a port.
     pub(crate) internal_grpc: Option<SocketAddr>,
     /// Whether a port may listen where other machines reach it although calls there need no credentials. Without it such a
     /// start is refused.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Context as _, Result};
 use herald_runtime::{
+    in_process::Connector,
     peer::{self, Peer, Urls},
     route::Route,
     tls::ClientTls,
@@ -18,6 +19,11 @@ use super::{Config, checks::Checks, roles::Role, roles::Roles, tls::Internal};
 pub(super) struct Channels(BTreeMap<Role, Route>);
 
 impl Channels {
+    /// Adds a role of this process that no other process calls.
+    pub(super) fn add_in_process(&mut self, role: Role, connector: Connector) {
+        self.0.insert(role, Route::in_process(connector));
+    }
+
     /// Adds a role of this process, that listens at an address. `tls`: that of the port, if it has it.
     pub(super) fn add_local(
         &mut self,

@@ -1,10 +1,6 @@
 //! Starts and stops the server.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow};
 use herald_gateway::Listeners;
@@ -14,6 +10,7 @@ use herald_runtime::{
     grpc::{Listener, SharedPort},
     health,
     http::{self, Readiness},
+    in_process,
     metrics::Shared,
     rpc_metrics::ServerMetrics,
     telemetry,
@@ -373,14 +370,14 @@ async fn spawn_all(
     };
     let mut channels = Channels::default();
     for role in roles.iter().filter(|role| !role.internal_services().is_empty()) {
-        // A port for this process alone has no TLS.
-        let (address, tls, listener) = if let Some((address, port)) = &mut shared {
-            (*address, internal_tls.as_ref(), port.mount())
+        let listener = if let Some((address, port)) = &mut shared {
+            channels.add_local(role, *address, internal_tls.as_ref())?;
+            port.mount()
         } else {
-            let (address, listener) = bind_loopback(parts.rpc_metrics.clone()).await?;
-            (address, None, listener)
+            let (connector, acceptor) = in_process::pair();
+            channels.add_in_process(role, connector);
+            Listener::in_process(acceptor, parts.rpc_metrics.clone())
         };
-        channels.add_local(role, address, tls)?;
         parts.spawn_internal(role, workers, listener)?;
     }
     channels.add_peers(&parts.config, roles, &parts.checks, &workers.shutdown())?;
@@ -445,14 +442,6 @@ fn topology_that_drains(config: &Config) -> Result<Topology> {
         consumer.drain = consumer.drain.min(drain_share(config.shutdown_limit()));
     }
     Ok(topology)
-}
-
-/// Binds a loopback listener for an internal service.
-async fn bind_loopback(metrics: ServerMetrics) -> Result<(SocketAddr, Listener)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .await
-        .context("can't bind a free loopback port")?;
-    Ok((listener.local_addr()?, Listener::new(listener, metrics)))
 }
 
 /// Waits until the gateway serves calls; fails if a service fails, or after [`READY_LIMIT`]. Then waits for at most
