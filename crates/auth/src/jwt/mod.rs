@@ -8,6 +8,7 @@ mod source;
 mod tests;
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -66,6 +67,12 @@ enum Failure {
     Denied,
 }
 
+/// Refuses a token. The reason is in the log alone: callers aren't told which it is.
+fn refused(reason: &dyn fmt::Display) -> Denied {
+    tracing::debug!(%reason, "a token is refused");
+    Denied::Invalid
+}
+
 impl Verifier {
     pub(crate) fn new(config: &JwtConfig, metrics: Metrics) -> Result<Self, Error> {
         ring::install();
@@ -92,14 +99,17 @@ impl Verifier {
             };
         }
         // Refuses `none` and what has no header of a token.
-        let header = decode_header(token).map_err(|_| Denied::Invalid)?;
+        let header = decode_header(token).map_err(|error| refused(&error))?;
         if !self
             .config
             .algorithms
             .iter()
             .any(|allowed| allowed.of_library() == header.alg)
         {
-            return Err(Denied::Invalid);
+            return Err(refused(&format_args!(
+                "its algorithm, {:?}, is not in auth.jwt.algorithms",
+                header.alg
+            )));
         }
         match self.verify_known(token, &header, hash) {
             Err(Failure::UnknownKey) => {}
@@ -110,7 +120,14 @@ impl Verifier {
             return Err(Denied::Unavailable("the issuer of tokens"));
         }
         self.verify_known(token, &header, hash)
-            .map_err(|_| Denied::Invalid)
+            .map_err(|failure| match failure {
+                Failure::UnknownKey => refused(&format_args!(
+                    "the issuer has no key {:?} for {:?}",
+                    header.kid.as_deref().unwrap_or_default(),
+                    header.alg
+                )),
+                Failure::Denied => Denied::Invalid,
+            })
     }
 
     /// Verifies a token with the keys that are known.
@@ -128,11 +145,17 @@ impl Verifier {
         let claims = match decode::<Claims>(token, &key.key, &validation) {
             Ok(token) => token.claims,
             Err(error) => {
-                tracing::debug!(%error, "a token is refused");
+                refused(&error);
                 return Err(Failure::Denied);
             }
         };
-        let principal = claims::principal(&self.config, &claims).ok_or(Failure::Denied)?;
+        let Some(principal) = claims::principal(&self.config, &claims) else {
+            refused(&format_args!(
+                "its claim {:?} is no user id",
+                self.config.user_claim
+            ));
+            return Err(Failure::Denied);
+        };
         let expires_at = claims.get("exp").and_then(Value::as_f64).unwrap_or_default() as u64;
         let valid_until = expires_at.saturating_add(self.config.leeway_seconds);
         let end = Timestamp(0).plus(Duration::from_secs(valid_until));

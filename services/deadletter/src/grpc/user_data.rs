@@ -46,10 +46,12 @@ impl UserDataService for UserDataApi {
         &self,
         request: Request<v1::ExportUserRequest>,
     ) -> Result<Response<ExportStream>, Status> {
+        let actor = actor(request.metadata());
         let id = fields::user_id("user_id", request.into_inner().user_id)?;
         let user_data = self.runner.user_data().clone();
         let found = user_data.find(&id).await.map_err(|e| error_to_status(&e))?;
         let user = found.ok_or_else(user_not_found)?;
+        tracing::info!(user = user.0, actor, "a user is exported");
         let (records, mut received) = mpsc::channel(RECORDS_BUFFERED_MAX);
         let (mut responses, stream) = Responses::new(self.stop.clone());
         let stop = self.stop.clone();

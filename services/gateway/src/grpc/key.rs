@@ -12,7 +12,6 @@ use herald_rpc::{fields::Violations, status};
 use herald_store::ErrorKind;
 use tonic::{Request, Response, Status};
 
-use super::authentication::to_status;
 use crate::keys::Keys;
 
 const TTL_MIN: Duration = Duration::from_mins(1);
@@ -90,7 +89,12 @@ impl KeyService for KeyApi {
         let creation = parse(request.into_inner())?;
         let held = caller.as_ref().map_or_else(Scopes::all, |caller| caller.scopes);
         if let Some(lacking) = creation.scopes.iter().find(|scope| !held.has(*scope)) {
-            return Err(to_status(Denied::Scope(lacking)));
+            let message = format!("a key gives only scopes that it has, and this one lacks `{lacking}`");
+            return Err(status::scope_missing(
+                Denied::Scope(lacking).reason(),
+                lacking.as_str(),
+                message,
+            ));
         }
         let new = NewApiKey::generate();
         let created_at = Timestamp::now();

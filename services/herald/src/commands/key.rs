@@ -61,7 +61,7 @@ enum Action {
     /// List the API keys, the oldest first
     #[command(after_long_help = LIST_EXAMPLES)]
     List,
-    /// Revoke an API key for good; within 10 s no server takes it
+    /// Revoke an API key for good; within 10 s no server takes it that reaches the store
     #[command(after_long_help = REVOKE_EXAMPLES)]
     Revoke {
         /// The id of the key: 16 hexadecimal digits
