@@ -87,6 +87,10 @@ pub trait Devices: Send + Sync {
     /// Removes a device. Durable on return. Returns whether the user had this device.
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool>;
 
+    /// Removes all devices of a user, also those that can't be decoded or decrypted. Durable on return. Returns their
+    /// number, at least one if the user had a row of devices that can't be decoded.
+    async fn erase(&self, user: UserKey) -> Result<u64>;
+
     /// Removes a device if this is its current registration. Durable on return. Returns whether it was removed.
     async fn unregister_current(&self, registration: Registration) -> Result<bool>;
 
@@ -149,4 +153,7 @@ pub trait Preferences: Send + Sync {
     /// [`LimitExceeded`](crate::ErrorKind::LimitExceeded) if more than [`MUTED_AUTHORS_MAX`] authors would be muted;
     /// then nothing is changed.
     async fn update(&self, user: UserKey, change: &PreferencesChange) -> Result<herald_model::Preferences>;
+
+    /// Sets a user's preferences to the defaults, also if they can't be decoded. Durable on return.
+    async fn erase(&self, user: UserKey) -> Result<()>;
 }

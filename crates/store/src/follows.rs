@@ -16,6 +16,17 @@ pub struct FollowChange {
     pub action: FollowAction,
 }
 
+impl FollowChange {
+    /// The change that ends a follow.
+    pub fn unfollow(follower: UserKey, author: UserKey) -> Self {
+        Self {
+            follower,
+            author,
+            action: FollowAction::Unfollow,
+        }
+    }
+}
+
 /// What a change does to a follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FollowAction {
@@ -109,4 +120,10 @@ pub trait Follows: Send + Sync {
         after: Option<UserKey>,
         limit: usize,
     ) -> Result<Vec<Following>>;
+
+    /// Removes the follows of a user, and those of the user's followers, also those that can't be decoded. Only for a
+    /// user who is erased, and only if [`apply`](Self::apply) can't: earlier versions of the user's followers can't be
+    /// read any more. What can't be decoded of an author whom the user follows stays: only the number of the user is in
+    /// it. Durable on return. Not atomic. Returns the number of follows that were removed.
+    async fn erase(&self, user: UserKey) -> Result<u64>;
 }

@@ -253,6 +253,7 @@ later!(Follows "follows" {
     count(author: UserKey) -> FollowerCount;
     followers(author: UserKey, at: Option<FollowVersion>, after: Option<UserKey>, limit: usize) -> FollowerPage;
     following(follower: UserKey, after: Option<UserKey>, limit: usize) -> Vec<Following>;
+    erase(user: UserKey) -> u64;
 });
 
 later!(Posts "posts" {
@@ -275,6 +276,7 @@ later!(Devices {
     rotate_secret(user: UserKey, device: DeviceId, secret: Vec<u8>, previous_expires_at: Timestamp) -> Option<Device>;
     enable(user: UserKey, device: DeviceId) -> Option<Device>;
     unregister(user: UserKey, device: DeviceId) -> bool;
+    erase(user: UserKey) -> u64;
     unregister_current(registration: Registration) -> bool;
     disable(registration: Registration, disabled: Disabled) -> bool;
     record_failure(registration: Registration, now: Timestamp) -> Option<FailingStreak>;
@@ -289,6 +291,7 @@ later!(Devices {
 later!(Preferences "preferences" {
     of(users: &[UserKey]) -> Vec<herald_model::Preferences>;
     update(user: UserKey, change: &PreferencesChange) -> herald_model::Preferences;
+    erase(user: UserKey) -> ();
 });
 
 later!(Timelines "timelines" {

@@ -21,7 +21,14 @@ const BATCH_CHANGES_MAX: usize = 4_096;
 /// The embedded engine's [`Preferences`](crate::Preferences).
 pub(crate) struct EmbeddedPreferences {
     tables: Arc<Tables>,
-    writes: GroupCommit<(UserKey, PreferencesChange), Preferences>,
+    writes: GroupCommit<(UserKey, Change), Preferences>,
+}
+
+/// A change of one user's preferences.
+enum Change {
+    Update(PreferencesChange),
+    /// Removes the row, also if it can't be decoded.
+    Erase,
 }
 
 struct Tables {
@@ -74,16 +81,20 @@ impl Tables {
         decode(user, &bytes)
     }
 
-    /// Applies a batch of changes.
-    fn run(&self, jobs: Vec<(UserKey, PreferencesChange)>) -> Result<Vec<Result<Preferences>>> {
+    /// Applies a batch of changes. A user whose row can't be read fails only its own changes.
+    fn run(&self, jobs: Vec<(UserKey, Change)>) -> Result<Vec<Result<Preferences>>> {
         let mut users: HashMap<UserKey, Preferences> = HashMap::new();
         let mut answers = Vec::with_capacity(jobs.len());
         for (user, change) in jobs {
-            let before = match users.get(&user) {
-                Some(changed) => changed.clone(),
-                None => self.preferences_of(user)?,
+            let after = match change {
+                Change::Erase => Ok(Preferences::default()),
+                Change::Update(change) => {
+                    let before = users.get(&user).cloned();
+                    let before = before.map_or_else(|| self.preferences_of(user), Ok);
+                    before.and_then(|before| apply_change(user, before, change))
+                }
             };
-            answers.push(apply_change(user, before, change).inspect(|after| {
+            answers.push(after.inspect(|after| {
                 users.insert(user, after.clone());
             }));
         }
@@ -181,6 +192,10 @@ impl crate::Preferences for EmbeddedPreferences {
     }
 
     async fn update(&self, user: UserKey, change: &PreferencesChange) -> Result<Preferences> {
-        self.writes.run((user, change.clone())).await
+        self.writes.run((user, Change::Update(change.clone()))).await
+    }
+
+    async fn erase(&self, user: UserKey) -> Result<()> {
+        self.writes.run((user, Change::Erase)).await.map(drop)
     }
 }

@@ -75,10 +75,74 @@ pub async fn damaged_preferences_fail_only_their_user<E: Engine>(engine: &mut E)
     engine.damage(Row::Preferences(users[0])).await;
     let preferences = engine.stores().preferences;
     let change = mute(2);
-    let (good, damaged) = tokio::join!(preferences.update(users[1], &change), preferences.of(&users[..1]));
-    assert_eq!(good.unwrap().muted.len(), 2);
+    let update = |user| preferences.update(user, &change);
+    // In one batch, if the engine makes batches.
+    let (damaged, good) = tokio::join!(update(users[0]), update(users[1]));
     assert_eq!(kind(damaged), Some(ErrorKind::Corrupt));
+    assert_eq!(good.unwrap().muted.len(), 2);
+    assert_eq!(kind(preferences.of(&users[..1]).await), Some(ErrorKind::Corrupt));
     assert_eq!(preferences.of(&users[1..]).await.unwrap()[0].muted.len(), 2);
+}
+
+pub async fn damaged_devices_and_preferences_are_erased<E: Engine>(engine: &mut E) {
+    let users @ [damaged, good] = [7, 8].map(UserKey);
+    let web_push = || Address::WebPush {
+        endpoint: "https://push.example/1".into(),
+        p256dh: vec![7; 65],
+        auth: vec![7; 16],
+    };
+    let webhook = || Address::Webhook {
+        url: "https://a.example/1".into(),
+        secret: vec![7; 32],
+    };
+    let mute = PreferencesChange {
+        push_enabled: Some(false),
+        mute: vec![UserKey(1)],
+        ..PreferencesChange::default()
+    };
+    for user in users {
+        let stores = engine.stores();
+        for address in [web_push(), webhook()] {
+            stores
+                .devices
+                .register(user, address, Timestamp(1))
+                .await
+                .unwrap();
+        }
+        stores.preferences.update(user, &mute).await.unwrap();
+    }
+    engine.damage(Row::Devices(damaged)).await;
+    engine.damage(Row::Preferences(damaged)).await;
+    let stores = engine.stores();
+    let (devices, preferences) = (stores.devices.clone(), stores.preferences.clone());
+    drop(stores);
+    assert_eq!(kind(devices.of(&[damaged]).await), Some(ErrorKind::Corrupt));
+    assert_eq!(kind(preferences.of(&[damaged]).await), Some(ErrorKind::Corrupt));
+
+    // How many they were can't be read.
+    for count in [1, 0] {
+        assert_eq!(devices.erase(damaged).await.unwrap(), count);
+        preferences.erase(damaged).await.unwrap();
+    }
+    let left = devices.of(&users).await.unwrap();
+    assert_eq!([left[0].len(), left[1].len()], [0, 2]);
+    let left = preferences.of(&users).await.unwrap();
+    assert_eq!(left[0], herald_model::Preferences::default());
+    assert_eq!((left[1].push_enabled, left[1].muted.len()), (false, 1));
+    assert!(devices.has_web_push().await.unwrap());
+
+    let again = devices.register(damaged, webhook(), Timestamp(2)).await.unwrap();
+    assert_eq!(devices.of(&[damaged]).await.unwrap()[0], [again]);
+    assert_eq!(devices.erase(good).await.unwrap(), 2);
+    preferences.erase(good).await.unwrap();
+    assert!(!devices.has_web_push().await.unwrap());
+    drop((devices, preferences));
+    engine.reopen().await;
+    let stores = engine.stores();
+    let left = stores.devices.of(&users).await.unwrap();
+    assert_eq!([left[0].len(), left[1].len()], [1, 0]);
+    let left = stores.preferences.of(&users).await.unwrap();
+    assert_eq!(left, vec![herald_model::Preferences::default(); 2]);
 }
 
 fn settlement(chunk: &Recipients, base: u64, delivered: Recipients) -> Settlement {

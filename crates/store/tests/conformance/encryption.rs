@@ -124,6 +124,12 @@ pub async fn a_record_of_another_device_or_with_another_bit_fails_only_its_user<
     // What needs no key goes on, and the removal of all Web Push devices leaves out what can't be read.
     assert!(devices.has_web_push().await.unwrap());
     assert_eq!(devices.unregister_web_push().await.unwrap(), 2);
+    // An erasure needs no key either.
+    for user in [8, 9] {
+        assert_eq!(devices.erase(UserKey(user)).await.unwrap(), 2);
+        assert_eq!(of(&*devices, user).await, []);
+    }
+    assert_eq!(of(&*devices, 7).await.len(), 1);
 }
 
 pub async fn a_store_is_refused_without_its_key<E: Engine>(engine: &mut E) {

@@ -206,6 +206,7 @@ on_each_engine! {
     corrupt {
         damaged_devices_fail_only_their_user
         damaged_preferences_fail_only_their_user
+        damaged_devices_and_preferences_are_erased
         a_damaged_outcome_fails_only_its_chunk
         a_damaged_chunk_fails_only_its_plan
         a_damaged_post_fails_only_its_readers
@@ -241,6 +242,7 @@ on_each_sealed_engine! {
     }
     corrupt {
         damaged_devices_fail_only_their_user
+        damaged_devices_and_preferences_are_erased
     }
     encryption {
         what_devices_hold_is_not_in_the_store

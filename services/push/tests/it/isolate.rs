@@ -69,6 +69,10 @@ impl Devices for FaultyDevices {
         self.inner.unregister(user, device).await
     }
 
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        self.inner.erase(user).await
+    }
+
     async fn unregister_current(&self, registration: Registration) -> Result<bool> {
         self.inner.unregister_current(registration).await
     }

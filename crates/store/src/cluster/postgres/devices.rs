@@ -106,6 +106,24 @@ impl PostgresDevices {
             .await
     }
 
+    /// The number of devices of a user, some of which can be unreadable; one if even their number is.
+    async fn count(&self, user: UserKey) -> Result<u64> {
+        let row: Result<Option<Vec<u8>>> = self
+            .postgres
+            .call("count the devices of a user", || async {
+                let row = sqlx::query_scalar("SELECT devices FROM herald.devices WHERE user_key = $1")
+                    .bind(i64::from(user.0))
+                    .fetch_optional(self.postgres.pool());
+                Ok(row.await?)
+            })
+            .await;
+        match row {
+            Ok(row) => Ok(row.map_or(0, |row| Codec::count(&row))),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(1),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn read(&self, users: &[UserKey]) -> Result<HashMap<UserKey, Vec<Device>>> {
         let keys: Vec<i64> = users.iter().map(|user| user.0.into()).collect();
         let rows: Vec<(i64, Vec<u8>)> = self
@@ -169,6 +187,19 @@ impl crate::Devices for PostgresDevices {
 
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool> {
         Ok(self.change(user, Change::Unregister(device)).await?.changed > 0)
+    }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        let devices = self.count(user).await?;
+        self.postgres
+            .call("remove the devices of a user", || async {
+                let remove = sqlx::query("DELETE FROM herald.devices WHERE user_key = $1");
+                let remove = remove.bind(i64::from(user.0));
+                remove.execute(self.postgres.pool()).await?;
+                Ok(())
+            })
+            .await?;
+        Ok(devices)
     }
 
     async fn unregister_current(&self, registration: Registration) -> Result<bool> {

@@ -81,4 +81,15 @@ impl crate::Preferences for PostgresPreferences {
             })
             .await
     }
+
+    async fn erase(&self, user: UserKey) -> Result<()> {
+        self.postgres
+            .call("remove the preferences of a user", || async {
+                let remove = sqlx::query("DELETE FROM herald.preferences WHERE user_key = $1");
+                let remove = remove.bind(i64::from(user.0));
+                remove.execute(self.postgres.pool()).await?;
+                Ok(())
+            })
+            .await
+    }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Unregister(DeviceId),
     UnregisterCurrent(Registration),
     UnregisterWebPush,
+    /// Removes all devices, also those that can't be read.
+    Erase,
     Disable(Registration, Disabled),
     RecordFailure(Registration, Timestamp),
     RecordSuccess(Registration),
@@ -101,6 +103,7 @@ pub(crate) fn apply(
         Change::Unregister(device) => remove(devices, |d| d.id == device),
         Change::UnregisterCurrent(current) => remove(devices, |d| d.registration() == current),
         Change::UnregisterWebPush => remove(devices, is_web_push),
+        Change::Erase => remove(devices, |_| true),
         Change::Disable(current, disabled) => update(
             devices,
             |d| d.registration() == current && d.disabled.is_none(),

@@ -97,6 +97,11 @@ impl Codec {
         })
     }
 
+    /// The number of devices in a row; one if it can't be decoded. Needs no key.
+    pub(crate) fn count(row: &[u8]) -> u64 {
+        Rows::decode(row).map_or(1, |rows| rows.len())
+    }
+
     /// Whether a user has a Web Push device. Needs no key.
     pub(crate) fn has_web_push(user: UserKey, row: &[u8]) -> Result<bool> {
         let rows = Rows::decode(row).map_err(|_| undecodable(user))?;

@@ -122,6 +122,15 @@ impl Tables {
         }
     }
 
+    /// The number of devices of a user, some of which can be unreadable; one if even their number is.
+    fn count_of(&self, user: UserKey) -> Result<u64> {
+        match self.devices.get(user.0.to_be_bytes()).map_err(map_err) {
+            Ok(row) => Ok(row.map_or(0, |row| Codec::count(&row))),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(1),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The users with a Web Push device, ascending.
     fn web_push_users(&self) -> impl Iterator<Item = Result<UserKey>> {
         let rows = self.database.snapshot().iter(&self.devices);
@@ -143,6 +152,18 @@ impl Tables {
         let mut changed: HashSet<UserKey> = HashSet::new();
         let mut answers = Vec::with_capacity(jobs.len());
         for (user, change) in jobs {
+            if matches!(change, Change::Erase) && !users.contains_key(&user) {
+                let applied = self.count_of(user).map(|changed| Applied {
+                    changed,
+                    device: None,
+                });
+                if applied.as_ref().is_ok_and(|applied| applied.changed > 0) {
+                    users.insert(user, Vec::new());
+                    changed.insert(user);
+                }
+                answers.push(applied);
+                continue;
+            }
             let devices = match users.entry(user) {
                 Entry::Occupied(loaded) => Ok(loaded.into_mut()),
                 Entry::Vacant(missing) => self.devices_of(user).map(|devices| missing.insert(devices)),
@@ -235,6 +256,10 @@ impl crate::Devices for EmbeddedDevices {
 
     async fn unregister(&self, user: UserKey, device: DeviceId) -> Result<bool> {
         Ok(self.change(user, Change::Unregister(device)).await?.changed > 0)
+    }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        Ok(self.change(user, Change::Erase).await?.changed)
     }
 
     async fn unregister_current(&self, registration: Registration) -> Result<bool> {

@@ -146,6 +146,10 @@ impl Rows {
         (before - self.devices.len()) as u64
     }
 
+    pub(super) fn len(&self) -> u64 {
+        self.devices.len() as u64
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.devices.is_empty()
     }

@@ -12,6 +12,7 @@
 //! all from one snapshot of the database.
 
 pub(crate) mod block;
+mod erase;
 pub(crate) mod history;
 mod read;
 pub(crate) mod tables;
@@ -66,7 +67,7 @@ impl EmbeddedFollows {
         let mut writer = Writer::new(Arc::clone(&tables))?;
         let writes =
             GroupCommit::start_marking("follows", BATCH_CHANGES_MAX, Vec::len, move |calls, readable| {
-                writer.apply_calls(calls, readable)
+                writer.apply_calls(&calls, readable)
             })?;
         let undos = moka::sync::Cache::builder()
             .name("follow-undos")
@@ -246,5 +247,9 @@ impl crate::Follows for EmbeddedFollows {
                 })
             })
             .collect()
+    }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        self.erase_all(user).await
     }
 }

@@ -290,3 +290,92 @@ async fn a_trim_counts_the_versions_that_it_removes() {
     assert_eq!(graph.trim(now).await.unwrap(), 0);
     assert_eq!(graph.trim(now.plus(WEEK * 2)).await.unwrap(), 5);
 }
+
+/// Users 1 and 2 follow 5, who follows 1, 2 and 3; user 4 follows 1.
+async fn small_graph() -> (Store, EmbeddedFollows) {
+    let store = Store::new();
+    let graph = open(&store);
+    for (author, follower) in [(5, 1), (5, 2), (1, 5), (2, 5), (3, 5), (1, 4)] {
+        graph
+            .apply(&[change(author, follower, Some(true))])
+            .await
+            .unwrap();
+    }
+    (store, graph)
+}
+
+async fn damage(graph: &EmbeddedFollows, rows: &fjall::Keyspace, key: &[u8]) {
+    assert!(rows.contains_key(key).unwrap());
+    let mut batch = graph.tables.database.batch();
+    batch.insert(rows, key, b"\xff\xff\xff");
+    graph.tables.database.commit(batch).await.unwrap();
+}
+
+/// The authors whom a user follows.
+async fn authors(graph: &EmbeddedFollows, user: u32) -> Vec<u32> {
+    let following = graph.following(UserKey(user), None, 9).await.unwrap();
+    following.iter().map(|following| following.author.0).collect()
+}
+
+async fn assert_erased(graph: &EmbeddedFollows, removed: u64) {
+    assert_eq!(graph.erase(UserKey(5)).await.unwrap(), removed);
+    assert_eq!(graph.erase(UserKey(5)).await.unwrap(), 0);
+    assert_eq!(read(graph, 5, None, 9).await.unwrap(), BTreeMap::new());
+    for (user, follows) in [(5, vec![]), (1, vec![]), (2, vec![]), (4, vec![1])] {
+        assert_eq!(authors(graph, user).await, follows, "of {user}");
+    }
+    let trimmed = read(graph, 5, Some(2), 9).await.unwrap_err();
+    assert_eq!(trimmed.kind(), ErrorKind::HistoryTrimmed);
+    // Versions of others stay.
+    assert_eq!(read(graph, 3, Some(1), 9).await.unwrap().len(), 1);
+    assert_eq!(read(graph, 3, None, 9).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn followers_that_can_not_be_decoded_are_erased() {
+    for damages_count in [false, true] {
+        let (_store, graph) = small_graph().await;
+        if damages_count {
+            damage(&graph, &graph.tables.counts, &5_u32.to_be_bytes()).await;
+        } else {
+            damage(&graph, &graph.tables.blocks, &pair_key(5, 0)).await;
+        }
+        let failed = graph.apply(&[change(5, 1, None)]).await.unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::Corrupt);
+        assert_erased(&graph, 5).await;
+        assert_eq!(graph.count(UserKey(5)).await.unwrap().followers, 0);
+        assert_eq!(read(&graph, 1, None, 9).await.unwrap(), [(4, true)].into());
+    }
+}
+
+#[tokio::test]
+async fn a_follow_that_can_not_be_decoded_is_erased() {
+    let (_store, graph) = small_graph().await;
+    damage(&graph, &graph.tables.following, &pair_key(5, 2)).await;
+    let failed = graph.following(UserKey(5), None, 9).await.unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Corrupt);
+    assert_erased(&graph, 5).await;
+    assert_eq!(read(&graph, 1, None, 9).await.unwrap(), [(4, true)].into());
+    assert_eq!(read(&graph, 2, None, 9).await.unwrap(), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn damaged_followers_of_an_author_fail_only_those_who_need_them() {
+    let (_store, graph) = small_graph().await;
+    damage(&graph, &graph.tables.blocks, &pair_key(1, 0)).await;
+    // In one batch.
+    let others = (10..20).map(|follower| [change(2, follower, Some(true))]);
+    let calls: Vec<_> = others.chain([[change(1, 6, Some(true))]]).collect();
+    let mut applied = futures::future::join_all(calls.iter().map(|call| graph.apply(call))).await;
+    let damaged = applied.pop().unwrap();
+    assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt);
+    for applied in applied {
+        assert!(applied.unwrap()[0].changed);
+    }
+    assert_eq!(read(&graph, 2, None, 99).await.unwrap().len(), 11);
+
+    assert_erased(&graph, 5).await;
+    assert_eq!(read(&graph, 2, None, 99).await.unwrap().len(), 10);
+    let kept = read(&graph, 1, None, 9).await.unwrap_err();
+    assert_eq!(kept.kind(), ErrorKind::Corrupt);
+}

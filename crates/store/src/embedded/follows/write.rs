@@ -6,7 +6,7 @@ use fjall::{OwnedWriteBatch, Snapshot};
 use futures::executor::block_on;
 use herald_model::time::Timestamp;
 
-use crate::{FollowAction, FollowChange, FollowEffect, Result, embedded::group_commit::Readable};
+use crate::{ErrorKind, FollowAction, FollowChange, FollowEffect, Result, embedded::group_commit::Readable};
 
 use super::{
     block::{self, Follower, Followers},
@@ -55,15 +55,33 @@ impl Writer {
         })
     }
 
-    /// Applies the changes of a batch of calls in order and returns the effect of each. Durable on return.
+    /// Applies the changes of a batch of calls in order and returns the effect of each. Durable on return. What can't
+    /// be decoded fails only the calls that need it.
     pub(super) fn apply_calls(
         &mut self,
-        calls: Vec<Vec<FollowChange>>,
+        calls: &[Vec<FollowChange>],
         readable: &Readable,
     ) -> Result<Vec<Result<Vec<FollowEffect>>>> {
-        let lengths: Vec<_> = calls.iter().map(Vec::len).collect();
+        match self.apply_batch(calls, readable) {
+            Err(error) if error.kind() == ErrorKind::Corrupt && calls.len() > 1 => {
+                let each = calls.iter().map(|call| {
+                    let effects = self.apply_batch(std::slice::from_ref(call), readable)?;
+                    Ok(effects.into_iter().flatten().collect())
+                });
+                Ok(each.collect())
+            }
+            applied => Ok(applied?.into_iter().map(Ok).collect()),
+        }
+    }
+
+    /// Applies the changes of all these calls, or of none.
+    fn apply_batch(
+        &mut self,
+        calls: &[Vec<FollowChange>],
+        readable: &Readable,
+    ) -> Result<Vec<Vec<FollowEffect>>> {
         let mut changes: Vec<_> = calls
-            .into_iter()
+            .iter()
             .flatten()
             .zip(0..)
             .map(|(change, index)| Change {
@@ -121,12 +139,12 @@ impl Writer {
             block_on(self.tables.database.commit(batch))?;
         }
         let mut rest = &effects[..];
-        Ok(lengths
-            .into_iter()
-            .map(|length| {
-                let (these, others) = rest.split_at(length);
+        Ok(calls
+            .iter()
+            .map(|call| {
+                let (these, others) = rest.split_at(call.len());
                 rest = others;
-                Ok(these.to_vec())
+                these.to_vec()
             })
             .collect())
     }

@@ -10,6 +10,7 @@
 
 mod apply;
 mod effects;
+mod erase;
 mod trim;
 
 use std::time::Duration;
@@ -166,6 +167,11 @@ impl crate::Follows for PostgresFollows {
                 Ok(Following { author, notify })
             })
             .collect()
+    }
+
+    async fn erase(&self, user: UserKey) -> Result<u64> {
+        let followers = self.erase_followers(user).await?;
+        Ok(followers + self.erase_following(user).await?)
     }
 }
 

@@ -204,3 +204,46 @@ async fn history_is_trimmed_before_the_ended_follows_that_timelines_need() {
     );
     assert_eq!(graph.count(UserKey(2)).await.unwrap(), FollowerCount::default());
 }
+
+#[tokio::test]
+async fn follows_that_can_not_be_decoded_are_erased() {
+    const DAMAGES: [&str; 4] = [
+        "UPDATE herald.follow_edges SET author = author + 4294967296 WHERE follower = 5 AND author = 2",
+        "UPDATE herald.follow_edges SET follower = follower + 4294967296 WHERE follower = 2 AND author = 5",
+        "INSERT INTO herald.follow_edges (author, follower, since, notify) VALUES (5, 1, 0, true)",
+        "UPDATE herald.follow_authors SET version = -1 WHERE author = 5",
+    ];
+    let Some(postgres) = open().await else { return };
+    let graph = graph(&postgres);
+    // What a damage adds stays without an erasure, so the damages are in one graph.
+    for (round, damage) in DAMAGES.into_iter().enumerate() {
+        // Users 1 and 2 follow 5, who follows 1, 2 and 3; user 4 follows 1.
+        for (author, follower) in [(5, 1), (5, 2), (1, 5), (2, 5), (3, 5), (1, 4)] {
+            graph
+                .apply(&[change(author, follower, Some(true))])
+                .await
+                .unwrap();
+        }
+        let before = graph.count(UserKey(5)).await.unwrap().version;
+        let damaged = sqlx::query(damage).execute(postgres.pool()).await.unwrap();
+        assert_eq!(damaged.rows_affected(), 1, "{damage}");
+        let followers = graph.followers(UserKey(5), None, None, 9).await.map(drop);
+        let following = graph.following(UserKey(5), None, 9).await.map(drop);
+        let failed = followers.and(following).unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::Corrupt, "{damage}");
+
+        let edges = 5 + u64::from(round == 2);
+        for removed in [edges, 0] {
+            assert_eq!(graph.erase(UserKey(5)).await.unwrap(), removed, "{damage}");
+        }
+        assert_eq!(read(&graph, 5, None, 9).await.unwrap(), BTreeMap::new());
+        assert_eq!(graph.count(UserKey(5)).await.unwrap().followers, 0);
+        for (user, follows) in [(5, 0), (1, 0), (2, 0), (4, 1)] {
+            let left = graph.following(UserKey(user), None, 9).await.unwrap();
+            assert_eq!(left.len(), follows, "of {user}: {damage}");
+        }
+        assert_eq!(read(&graph, 1, None, 9).await.unwrap(), [(4, true)].into());
+        let earlier = read(&graph, 5, Some(before.0), 9).await.unwrap_err();
+        assert_ne!(earlier.kind(), ErrorKind::Corrupt, "{damage}");
+    }
+}
