@@ -8,7 +8,7 @@ use herald_model::{Lane, PostId, UserId, UserKey, time::Timestamp};
 use herald_proto::v1;
 use herald_runtime::config::SecretUrl;
 use herald_store::{
-    ErasureId,
+    ErasureId, ErrorKind,
     cluster::{Cluster, Config},
 };
 use serde_json::Value;
@@ -89,6 +89,11 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
     for (follower, author) in [("ann", AUTHOR), (AUTHOR, "eve")] {
         process.cli(&["follow", follower, author]).await;
     }
+    for user in [AUTHOR, "eve"] {
+        let device = ["device", "add", user, "--webhook", "https://example.com/"];
+        process.cli(&device).await;
+        process.cli(&["prefs", "set", user, "--mute", "mallory"]).await;
+    }
     let clients = process.clients().await;
     let mut posts = Vec::new();
     for number in 0..5 {
@@ -97,13 +102,29 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
     let of_eve = post(&process, "eve", "of eve").await;
     until("no consumer has messages left", LIMIT, || clients.is_idle()).await;
 
-    let damaged = format!(
-        "UPDATE herald.posts SET body = '\\xffffff' WHERE id = {}",
-        posts[2]
-    );
-    world.postgres.run_in(DATABASE, &damaged).await.unwrap();
     let store = open(&world).await;
     let stores = store.stores();
+    let users = [AUTHOR, "eve"].map(|user| UserId::new(user).unwrap());
+    let keys = stores.users.find(&users).await.unwrap();
+    let [author, eve] = [keys[0].unwrap(), keys[1].unwrap()];
+    let post = posts[2];
+    for damage in [
+        format!("posts SET body = '\\xffffff' WHERE id = {post}"),
+        format!("devices SET devices = '\\xffffff' WHERE user_key = {author}"),
+        format!("preferences SET preferences = '\\xffffff' WHERE user_key = {author}"),
+        format!("follow_edges SET author = author + 4294967296 WHERE follower = {author}"),
+    ] {
+        let damage = format!("UPDATE herald.{damage}");
+        world.postgres.run_in(DATABASE, &damage).await.unwrap();
+    }
+    let read = (
+        stores.devices.of(&[author]).await.map(drop),
+        stores.preferences.of(&[author]).await.map(drop),
+        stores.follows.following(author, None, 9).await.map(drop),
+    );
+    for read in [read.0, read.1, read.2] {
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::Corrupt);
+    }
     let erased = process.cli(&["user", "erase", AUTHOR, "--yes"]).await;
     assert!(erased["forget_time"].is_string(), "{erased}");
     let id = ErasureId(erased["erasure_id"].as_u64().unwrap());
@@ -113,6 +134,14 @@ async fn everything_of_a_user_is_erased_from_a_cluster() {
     let counts = erasure.counts;
     assert_eq!((counts.posts, counts.messages), (5, 5), "{counts:?}");
     assert_eq!((counts.follows, counts.timeline_entries), (2, 1), "{counts:?}");
+    assert_eq!(counts.devices, 1, "{counts:?}");
+    let users = [author, eve];
+    let devices = stores.devices.of(&users).await.unwrap();
+    assert_eq!([devices[0].len(), devices[1].len()], [0, 1]);
+    let preferences = stores.preferences.of(&users).await.unwrap();
+    assert_eq!([preferences[0].muted.len(), preferences[1].muted.len()], [0, 1]);
+    assert_eq!(stores.follows.following(author, None, 9).await.unwrap(), []);
+    assert_eq!(stores.follows.count(author).await.unwrap().followers, 0);
     let ids: Vec<_> = posts.iter().map(|post| PostId(*post)).collect();
     for left in stores.posts.get(&ids).await.unwrap() {
         assert!(left.unwrap().is_erased());
