@@ -55,12 +55,13 @@ impl ErasureRunner {
     pub(crate) async fn lead(self) {
         let mut ticks = tokio::time::interval(READ_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut running: FuturesUnordered<BoxFuture<'_, ErasureId>> = FuturesUnordered::new();
-        let mut ids = HashSet::new();
+        let mut running: FuturesUnordered<BoxFuture<'_, UserKey>> = FuturesUnordered::new();
+        // Erasures of one user run one after the other: two at once would count the same messages.
+        let mut users = HashSet::new();
         loop {
             tokio::select! {
                 Some(ended) = running.next() => {
-                    ids.remove(&ended);
+                    users.remove(&ended);
                     // An erasure that failed is read again at the next tick, and so retried.
                     continue;
                 }
@@ -70,12 +71,9 @@ impl ErasureRunner {
             match self.user_data.running().await {
                 Ok(erasures) => {
                     self.metrics.set_erasures(&erasures, Timestamp::now());
-                    let new = erasures.into_iter().filter(|one| !ids.contains(&one.id));
-                    let new: Vec<_> = new.take(RUNNING_MAX - ids.len()).collect();
-                    for erasure in new {
-                        ids.insert(erasure.id);
-                        running.push(self.run(erasure).boxed());
-                    }
+                    let free = RUNNING_MAX - users.len();
+                    let new = erasures.into_iter().filter(|one| users.insert(one.user));
+                    running.extend(new.take(free).map(|one| self.run(one).boxed()));
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -87,14 +85,14 @@ impl ErasureRunner {
         }
     }
 
-    async fn run(&self, erasure: Erasure) -> ErasureId {
+    async fn run(&self, erasure: Erasure) -> UserKey {
         let erased = self.user_data.erase(&erasure).await;
         if let Err(error) = erased {
             let (erasure_id, error) = (erasure.id.0, error_chain(&error));
             tracing::warn!(erasure_id, error, "an erasure failed; retrying");
             tokio::time::sleep(RETRY_DELAY).await;
         }
-        erasure.id
+        erasure.user
     }
 }
 

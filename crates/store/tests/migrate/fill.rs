@@ -161,16 +161,17 @@ async fn fill_pushes(stores: &Stores) {
         .unwrap();
 }
 
-/// An erasure that runs, and one that is complete; an erased text, and an erased timeline.
+/// An erasure that runs, and one that is complete and after which a post came; an erased text, and an erased timeline.
 async fn fill_erasures(stores: &Stores) {
     let now = Timestamp::now();
     let begin = async |user: &str| {
         let id = UserId::new(user).unwrap();
         let begun = stores.erasures.begin(&id, "ops", now).await.unwrap();
-        begun.unwrap().id
+        begun.unwrap()
     };
     begin("user-200").await;
-    let complete = begin("user-201").await;
+    let first = begin("user-201").await;
+    let complete = first.id;
     let counts = ErasedCounts {
         posts: 1,
         follows: 2,
@@ -190,6 +191,11 @@ async fn fill_erasures(stores: &Stores) {
         .await
         .unwrap();
     stores.erasures.complete(complete, now).await.unwrap();
+    let again = stores
+        .erasures
+        .begin_again(first.user, PostId(21), "archive", now)
+        .await;
+    assert!(again.unwrap().is_some());
     let removed = stores.timelines.erase(UserKey(200)).await.unwrap();
     assert!(removed > 0);
     let deleted = Archived::Deleted {

@@ -1,6 +1,6 @@
 //! Erasures of users.
 
-use herald_model::{UserId, time::Timestamp};
+use herald_model::{PostId, UserId, time::Timestamp};
 use herald_proto::v1;
 
 use crate::harness::{Harness, begin_redrive, in_state, until};
@@ -51,5 +51,46 @@ async fn discarded_dead_letters_are_counted_before_the_erasure_ends() {
     let now = erasures.get(begun.unwrap().id).await.unwrap().unwrap();
     assert_eq!(now.completed_at, None);
     assert_eq!(redriving().await, 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_erasure_of_a_user_waits_for_the_first_one() {
+    let harness = Harness::start().await;
+    let service = harness.run().await;
+    harness.stop_worker();
+    harness.create_dead_letters(&service.client, 1..=1).await;
+    begin_redrive(&service.client).await;
+    until(async || {
+        let redriving = in_state(&service.client, v1::DeadLetterState::Redriving).await;
+        redriving.len() == 1
+    })
+    .await;
+    let erasures = &harness.stores.erasures;
+    let [author, other] = ["author", "other"].map(|id| UserId::new(id).unwrap());
+    harness
+        .stores
+        .users
+        .intern(std::slice::from_ref(&other))
+        .await
+        .unwrap();
+    let begin = async |user: &UserId| {
+        let begun = erasures.begin(user, "ops", Timestamp::now()).await;
+        begun.unwrap().unwrap()
+    };
+    // It waits for the redrive.
+    let first = begin(&author).await;
+    let is_forgotten = async |id| erasures.get(id).await.unwrap().unwrap().forgotten.is_some();
+    until(async || is_forgotten(first.id).await).await;
+    let late = erasures.begin_again(first.user, PostId(99), "archive", Timestamp::now());
+    let second = late.await.unwrap().unwrap();
+    // The runner has seen the second one when it completes a later one.
+    let of_other = begin(&other).await;
+    until(async || {
+        let now = erasures.get(of_other.id).await.unwrap().unwrap();
+        now.completed_at.is_some()
+    })
+    .await;
+    assert!(!is_forgotten(second.id).await);
     service.stop().await;
 }
