@@ -58,7 +58,7 @@ pub struct Erasure {
     pub id: ErasureId,
     /// The key that the user had. No other user gets it.
     pub user: UserKey,
-    /// The id that the user had, or the placeholder if it was erased before; `None` once the erasure is complete.
+    /// The id that the user had, or a placeholder if the user was erased before; `None` once the erasure is complete.
     pub user_id: Option<UserId>,
     /// Who asked for it.
     pub actor: String,

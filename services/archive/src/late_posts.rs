@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use herald_model::{PostId, UserId, UserKey, time::Timestamp};
-use herald_store::{Archived, Erasures, Result, Users};
+use herald_store::{Archived, Erasures, ErrorKind, Result, Users};
 
 /// Who asks for the erasure, in its record.
 const ACTOR: &str = "archive: a post that came after the erasure";
@@ -24,11 +24,9 @@ pub(crate) async fn erase(users: &dyn Users, erasures: &dyn Erasures, entries: &
         }
     }
     let authors: Vec<_> = newest.keys().copied().collect();
-    let ids = users.ids(&authors).await?;
-    for ((author, post), id) in newest.into_iter().zip(ids) {
-        if !id.as_ref().is_some_and(UserId::is_placeholder) {
-            continue;
-        }
+    let erased = possibly_erased(users, &authors).await?;
+    for (author, post) in newest.into_iter().filter(|(author, _)| erased.contains(author)) {
+        herald_failpoints::point!("archive.late-post");
         if let Some(erasure) = erasures
             .begin_again(author, post, ACTOR, Timestamp::now())
             .await?
@@ -43,15 +41,77 @@ pub(crate) async fn erase(users: &dyn Users, erasures: &dyn Erasures, entries: &
     Ok(())
 }
 
+/// Those of some users who have placeholders as their ids, and those whose rows are damaged, who can be erased too.
+async fn possibly_erased(users: &dyn Users, keys: &[UserKey]) -> Result<Vec<UserKey>> {
+    let is_erased = |id: &Option<UserId>| id.as_ref().is_some_and(UserId::is_placeholder);
+    match users.ids(keys).await {
+        Err(error) if error.kind() == ErrorKind::Corrupt => {}
+        ids => {
+            let all = keys.iter().copied().zip(ids?);
+            return Ok(all.filter(|(_, id)| is_erased(id)).map(|(key, _)| key).collect());
+        }
+    }
+    let mut erased = Vec::new();
+    for key in keys {
+        let is_possible = match users.ids(&[*key]).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => true,
+            id => id?.iter().any(is_erased),
+        };
+        if is_possible {
+            erased.push(*key);
+        }
+    }
+    Ok(erased)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
     use herald_model::{Lane, Post, PushContent};
     use herald_store::{
-        Forgotten,
+        Error, Forgotten, KeyUse,
         embedded::{Config, Embedded},
     };
 
     use super::*;
+
+    /// A dictionary whose row of one user is damaged.
+    struct Damaged {
+        inner: Arc<dyn Users>,
+        user: UserKey,
+    }
+
+    #[async_trait]
+    impl Users for Damaged {
+        async fn find(&self, ids: &[UserId]) -> Result<Vec<Option<UserKey>>> {
+            self.inner.find(ids).await
+        }
+
+        async fn intern(&self, ids: &[UserId]) -> Result<Vec<UserKey>> {
+            self.inner.intern(ids).await
+        }
+
+        async fn ids(&self, keys: &[UserKey]) -> Result<Vec<Option<UserId>>> {
+            if keys.contains(&self.user) {
+                return Err(Error::new(ErrorKind::Corrupt, "the id is malformed"));
+            }
+            self.inner.ids(keys).await
+        }
+
+        async fn last_key(&self) -> Result<Option<UserKey>> {
+            self.inner.last_key().await
+        }
+
+        fn cached_key(&self, id: &UserId) -> Option<UserKey> {
+            self.inner.cached_key(id)
+        }
+
+        fn use_keys(&self) -> KeyUse {
+            self.inner.use_keys()
+        }
+    }
 
     fn post(id: u64, author: UserKey) -> Archived {
         Archived::Created(Post {
@@ -138,5 +198,35 @@ mod tests {
         // Redelivered.
         erase(&late).await.unwrap();
         assert_eq!(running().await, [ann, ann]);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_of_an_author_holds_up_no_post_and_no_erasure() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&Config {
+            data_dir: dir.path().into(),
+            disk_free_mb_min: 0,
+            ..Config::default()
+        })
+        .unwrap();
+        let stores = store.stores();
+        let ids = ["ann", "bob", "cid"].map(|id| UserId::new(id).unwrap());
+        let keys = stores.users.intern(&ids).await.unwrap();
+        for id in &ids[..2] {
+            let now = Timestamp::now();
+            let begun = stores.erasures.begin(id, "ops", now).await.unwrap().unwrap();
+            stores.erasures.complete(begun.id, now).await.unwrap();
+        }
+        let posts = [post(7, keys[0]), post(8, keys[1]), post(9, keys[2])];
+        for user in [keys[0], keys[2]] {
+            let users = Damaged {
+                inner: stores.users.clone(),
+                user,
+            };
+            erase(&users, &*stores.erasures, &posts).await.unwrap();
+            let running = stores.erasures.running().await.unwrap();
+            let running: Vec<_> = running.iter().map(|erasure| erasure.user).collect();
+            assert_eq!(running, keys[..2], "{user} is damaged");
+        }
     }
 }

@@ -197,9 +197,7 @@ impl Tables {
         if !self.erasures.is_erased(user)? || self.erasures.will_find(user, post)? {
             return Ok(None);
         }
-        let Some(id) = self.id(user)? else {
-            return Ok(None);
-        };
+        let id = placeholder()?;
         let mut batch = self.database.batch();
         let erasure = self
             .erasures

