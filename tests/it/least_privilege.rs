@@ -6,7 +6,7 @@ use async_nats::{ConnectOptions, Event};
 use futures::StreamExt as _;
 use harness::{Output, Process, free_port, run, until, until_some};
 use herald_local_nats::Config as NatsConfig;
-use herald_mesh::NatsUser;
+use herald_mesh::{Mesh, NatsUser};
 use herald_push_sink::{InjectedFailure, Running};
 use http::StatusCode;
 use nkeys::KeyPair;
@@ -16,7 +16,10 @@ use crate::{
     HERALD,
     serve_cluster::{LIMIT, NOT_SERVING, World, follow_with_device, health, until_delivered},
     surface::http_get,
-    user_data::cluster::erase,
+    user_data::{
+        cluster::erase,
+        late::{complete, message, publish},
+    },
 };
 
 /// A NATS server whose users are those that Herald prints, and their keys.
@@ -67,6 +70,21 @@ impl Restricted {
 
     async fn serve(&self, role: &str, arguments: &[&str]) -> Process {
         Process::start(HERALD, role, arguments, &self.variables(role)).await
+    }
+
+    /// A connection as the user of a role.
+    async fn mesh(&self, role: &str) -> Mesh {
+        let user: NatsUser = NatsUser::ALL
+            .into_iter()
+            .find(|user| user.as_str() == role)
+            .unwrap();
+        let config = herald_mesh::Config {
+            urls: vec![self.world.nats.client_url()],
+            inbox_prefix: user.inbox_prefix().into(),
+            auth: herald_mesh::Auth::NKey(self.seed(role)),
+            ..herald_mesh::Config::default()
+        };
+        Mesh::connect(&config).await.unwrap()
     }
 
     /// Runs `herald topology` as its user.
@@ -236,7 +254,12 @@ async fn deliver_fail_redrive_and_audit(restricted: &Restricted) {
     .await;
 
     gateway.cli(&["delete", "3", "--author", "107"]).await;
+    let mesh = restricted.mesh("gateway").await;
+    let like = message(&mesh, 5).await;
     erase(&gateway, "200").await;
+    publish(&mesh, &like, "late").await;
+    let erasures = complete(async || gateway.cli(&["user", "erasures"]).await, 2).await;
+    assert_eq!(erasures[0]["counts"]["message_count"], 1, "{erasures:?}");
     gateway.cli(&["prefs", "set", "eve", "--mute", "107"]).await;
     let lag = gateway.cli(&["lag"]).await;
     assert_eq!(lag["streams"].as_array().map(Vec::len), Some(9), "{lag}");

@@ -1,9 +1,10 @@
 //! Exports and erases all that is held of a user, with a complete mesh.
 
 pub(crate) mod cluster;
+mod cut_off;
 mod erased;
 mod interrupted;
-mod late;
+pub(crate) mod late;
 mod world;
 
 use serde_json::Value;

@@ -18,7 +18,7 @@ use super::world::{AUTHOR, LIMIT, SECRET_TEXT, messages_with};
 use crate::{HERALD, serve_cluster::World};
 
 /// The database of [`World`].
-const DATABASE: &str = "herald";
+pub(super) const DATABASE: &str = "herald";
 pub(super) const ALL: &str = "gateway,archive,graph,fanout,timeline,push,analytics,deadletter";
 
 pub(super) async fn post(process: &Process, author: &str, text: &str) -> u64 {
