@@ -1,4 +1,5 @@
-//! A TCP address that leads to another server after a fail-over, as the name of a service does, or to nobody for a while.
+//! A TCP address that leads to another server after a fail-over, as the name of a service does, or to nobody for a
+//! while.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},

@@ -1,7 +1,7 @@
 //! Posts of users who are erased already.
 //!
-//! NATS can store a post long after its publish has failed, for example when the connection of a gateway that was cut off
-//! works again. If an erasure of the author was complete by then, another one has to remove the post.
+//! NATS can store a post long after its publish has failed, for example when the connection of a gateway that was cut
+//! off works again. If an erasure of the author was complete by then, another one has to remove the post.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ const ACTOR: &str = "archive: a post that came after the erasure";
 
 /// Begins another erasure of each author whose erasure has not found a post of these.
 ///
-/// Call it after the posts were archived and before their messages are acknowledged: an erasure begins with waiting until
-/// the archive has passed the end of POSTS.
+/// Call it after the posts were archived and before their messages are acknowledged: an erasure begins with waiting
+/// until the archive has passed the end of POSTS.
 pub(crate) async fn erase(users: &dyn Users, erasures: &dyn Erasures, entries: &[Archived]) -> Result<()> {
     let mut newest: BTreeMap<UserKey, PostId> = BTreeMap::new();
     for entry in entries {

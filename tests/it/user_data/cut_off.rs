@@ -127,6 +127,10 @@ impl CutOff {
                 assert_eq!(got.unwrap_err().code(), Code::NotFound, "{post_id}");
             }
         }
+        self.audit().await;
+    }
+
+    async fn audit(&self) {
         let audit = self.process.cli(&["audit"]).await;
         assert_eq!(audit["summary"]["finding_count"], 0, "{audit}");
     }
@@ -147,6 +151,7 @@ async fn posts_of_a_gateway_that_was_cut_off_are_erased_although_the_archive_was
     cut_off.forwarder.thaw();
     archive.wait().await;
     assert!(has_texts(world).await);
+    cut_off.audit().await;
     let _archive = world.serve("archive", &[]).await;
     cut_off.assert_erased(before).await;
 }
