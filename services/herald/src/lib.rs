@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod edges;
 mod entry;
+mod json_error;
 mod parse_error;
 mod pushes;
 mod server;

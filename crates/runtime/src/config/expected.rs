@@ -1,6 +1,7 @@
 //! What a setting must be, in words, for the errors of values with another type.
 
 use figment::error::Actual;
+use herald_secret::SecretUrl;
 
 /// Describes a value of the wrong type; `expected` is what serde names: a type of Rust, or its own words.
 pub(super) fn describe(actual: &Actual, expected: &str) -> String {
@@ -25,7 +26,8 @@ pub(super) fn describe_parse_error(message: &str, text: Option<&str>) -> String 
     match (message, text) {
         ("invalid socket address syntax", Some(text)) => {
             format!(
-                "must be IP:PORT, such as 127.0.0.1:7700, or 0.0.0.0:7700 for all interfaces, is {text:?}"
+                "must be IP:PORT, such as 127.0.0.1:7700, or 0.0.0.0:7700 for all interfaces, is {:?}",
+                SecretUrl::new(text).redacted()
             )
         }
         (other, _) => other.to_owned(),
@@ -121,7 +123,8 @@ impl Expected {
             Actual::Signed(value) => Some(value.to_string()),
             Actual::Float(value) => Some(value.to_string()),
             Actual::Char(value) => Some(format!("{:?}", value.to_string())),
-            Actual::Str(value) => Some(format!("{value:?}")),
+            // A URL with a password can be set by mistake.
+            Actual::Str(value) => Some(format!("{:?}", SecretUrl::new(value).redacted())),
             _ => None,
         };
         value.filter(|_| is_public).unwrap_or_else(|| kind(actual).into())
@@ -194,6 +197,17 @@ mod tests {
             describe(&Actual::Map, "a tuple of size 2"),
             "must be a list, such as [a, b], is a table"
         );
+    }
+
+    #[test]
+    fn the_password_of_a_url_in_the_wrong_setting_is_not_said() {
+        let url = "nats://me:hunter2@host:4222";
+        for reason in [
+            describe(&Actual::Str(url.into()), "u16"),
+            describe_parse_error("invalid socket address syntax", Some(url)),
+        ] {
+            assert!(reason.contains("is \"nats://me:[hidden]@host:4222\""), "{reason}");
+        }
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use figment::error::{Actual, Kind};
-use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
+use super::not_toml;
 use super::value_files::{is_set_too, read_value, read_value_files, setting_of_file};
 use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
 
@@ -222,8 +222,8 @@ impl Loader {
         let layer = || Layer::File(path.clone());
         let text = std::fs::read_to_string(path)
             .map_err(|error| Error::one(layer(), "", format!("can't be read: {error}")))?;
-        let mut dict: Dict = Toml::from_str(&text)
-            .map_err(|error| Error::one(layer(), "", format!("is not TOML: {error}")))?;
+        let mut dict: Dict = toml::from_str(&text)
+            .map_err(|error| Error::one(layer(), "", not_toml::describe(&text, &error)))?;
         read_value_files("", &mut dict, defaults)
             .map_err(|(key, reason)| Error::one(layer(), key, reason))?;
         Ok(figment.merge(NamedLayer(FILE, dict)))

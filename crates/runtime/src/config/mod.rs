@@ -12,7 +12,7 @@
 //! reads `nats.password` from `/run/pass`. A newline at the end is not part of the value.
 //!
 //! An unknown key is an error in every layer. An error contains the layer, the key, what is expected in
-//! words, and the value unless it could be a secret.
+//! words, and the value unless it could be a secret. The error of a file that is not TOML contains no text of the file.
 //!
 //! ```
 //! use herald_runtime::config::{Loader, Secret};
@@ -38,6 +38,7 @@ mod bounds;
 mod error;
 mod expected;
 mod loader;
+mod not_toml;
 #[cfg(test)]
 mod tests;
 mod value_files;

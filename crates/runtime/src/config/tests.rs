@@ -52,6 +52,20 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
+#[test]
+fn an_error_of_a_file_that_is_not_toml_has_none_of_its_text() {
+    for text in ["[push]\nsecret = hunter2", "[push]\nsecret = \"hunter2\n"] {
+        let file = file(text);
+        let error = Loader::defaults()
+            .file(Some(file.path()))
+            .load::<Config>()
+            .unwrap_err();
+        let error = error.to_string();
+        let start = format!("{}: is not TOML: line 2, column ", file.path().display());
+        assert!(error.starts_with(&start) && !error.contains("hunter2"), "{error}");
+    }
+}
+
 /// The first problem: layer, key and reason.
 fn first_problem(loader: &Loader) -> (Layer, String, String) {
     let error = loader.load::<Config>().unwrap_err();

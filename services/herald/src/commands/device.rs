@@ -17,6 +17,8 @@ use prost_types::Timestamp;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 
+use crate::json_error;
+
 /// Largest standard input. A subscription has about 500 bytes, a secret less than 100.
 const STDIN_BYTES_MAX: u64 = 64 << 10;
 
@@ -448,8 +450,11 @@ impl Add {
             ));
         }
         let Subscription { endpoint, keys } = serde_json::from_str(&json).map_err(|error| {
-            Failure::usage(format!("the subscription is invalid: {error}"))
-                .hint(r#"give {"endpoint":"https://…","keys":{"p256dh":"…","auth":"…"}}"#)
+            Failure::usage(format!(
+                "the subscription is invalid: {}",
+                json_error::without_values(&error)
+            ))
+            .hint(r#"give {"endpoint":"https://…","keys":{"p256dh":"…","auth":"…"}}"#)
         })?;
         Ok((
             self.user_id,
