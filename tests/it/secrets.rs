@@ -150,6 +150,44 @@ async fn errors_about_settings_show_no_secret() {
 }
 
 #[tokio::test]
+async fn errors_about_a_file_that_is_not_toml_show_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, data_dir) = (dir.path().join("herald.toml"), dir.path().join("data"));
+    let (path, data_dir) = (file.to_str().unwrap(), data_dir.to_str().unwrap());
+    for value in ["hunter2", "\"hunter2", "'hunter2", "\"hunter2\" hunter2"] {
+        std::fs::write(&file, format!("[nats]\npassword = {value}\n")).unwrap();
+        for command in [&["config", "check"] as &[_], &["config", "print"], &["up"]] {
+            let arguments = [command, &["--config", path, "--data-dir", data_dir]].concat();
+            let refused = run(HERALD, &arguments, &[]).await;
+            assert_eq!(refused.code, 2, "{refused:?}");
+            let start = format!("error: {path}: is not TOML: line 2, column ");
+            assert!(refused.stderr.starts_with(&start), "{refused:?}");
+            check_hidden(value, &refused);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_url_whose_password_is_not_percent_encoded_is_refused_without_it() {
+    for (key, url) in [
+        ("store.url", "postgres://me:p@ss#hunter2@127.0.0.1:1/x"),
+        ("timelines.url", "redis://me:p/hunter2@127.0.0.1:1"),
+        ("nats.url", "nats://127.0.0.1:1,nats://me:p?hunter2@127.0.0.1:2"),
+    ] {
+        for arguments in [["config", "check"], ["config", "print"]] {
+            let refused = run_with(&arguments, &[(key, url)]).await;
+            assert_eq!(refused.code, 2, "{refused:?}");
+            let start = format!("error: {} in the environment: has an @ ", variable(key));
+            assert!(
+                refused.stderr.starts_with(&start) && refused.stderr.contains("%40"),
+                "{refused:?}"
+            );
+            check_hidden(key, &refused);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_start_logs_no_secret() {
     let dir = tempfile::tempdir().unwrap();
     let data_dir = dir.path().to_str().unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use herald_secret::Secret;
+use herald_secret::{Secret, SecretUrl};
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
@@ -195,7 +195,7 @@ impl JwtConfig {
         Err(format!(
             "auth.jwt.jwks_url must be https://, or http:// on loopback, is {:?}: who can change the keys on the way can make \
              tokens",
-            self.jwks_url
+            SecretUrl::new(&self.jwks_url).redacted()
         ))
     }
 }
@@ -311,13 +311,18 @@ mod tests {
                 "auth.jwt.jwks_url must be https://",
             );
         }
-        let error = of(JwtConfig {
-            jwks_url: "https://me:hunter2@id.example.org".into(),
-            ..jwt()
-        })
-        .validate()
-        .unwrap_err();
-        assert!(error.contains("no user") && !error.contains("hunter2"), "{error}");
+        for (url, part) in [
+            ("https://me:hunter2@id.example.org", "no user"),
+            ("https://me:p#hunter2@id.example.org", "https://[hidden]"),
+        ] {
+            let error = of(JwtConfig {
+                jwks_url: url.into(),
+                ..jwt()
+            })
+            .validate()
+            .unwrap_err();
+            assert!(error.contains(part) && !error.contains("hunter2"), "{error}");
+        }
         for (url, file) in [("http://localhost/keys", None), ("", Some("keys.json".into()))] {
             refused(
                 of(JwtConfig {

@@ -74,7 +74,16 @@ impl SecretUrl {
 
     /// Whether the URL contains a password or a token.
     pub fn has_password(&self) -> bool {
-        redact::password(&self.0).is_some()
+        // A port that is no number is hidden too.
+        self.0.contains(['@', '?']) && self.redacted() != self.0
+    }
+
+    /// Checks that the URL can be read in one way only: a character such as `#` in a password must be percent-encoded.
+    ///
+    /// # Errors
+    /// Says what is wrong and what to do, without any part of the URL.
+    pub fn check(&self) -> Result<(), &'static str> {
+        redact::check(&self.0)
     }
 
     /// The URL without its password. Of a text that is no URL, what is before `@` is hidden: it can be a mistyped one.
@@ -152,6 +161,8 @@ mod tests {
         );
         assert!(!SecretUrl::new("postgres://me@host/db").has_password());
         assert!(SecretUrl::new("nats://token@host").has_password());
+        assert!(SecretUrl::new("me:hunter2@host:4222").has_password());
+        assert!(!SecretUrl::new("nats://host:port").has_password());
     }
 
     #[test]

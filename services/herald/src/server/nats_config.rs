@@ -89,6 +89,11 @@ impl Nats {
         topology: &TopologyConfig,
         users: &[NatsUser],
     ) -> Result<herald_mesh::Config, String> {
+        for server in url.split(',') {
+            SecretUrl::new(server.trim())
+                .check()
+                .map_err(|reason| format!("nats.url {reason}"))?;
+        }
         let inbox_prefix = match users {
             _ if !self.inbox_prefix.is_empty() => self.inbox_prefix.clone(),
             [user] => user.inbox_prefix(),
@@ -231,6 +236,24 @@ mod tests {
         nats.inbox_prefix = "_INBOX.>".into();
         let error = prefix(&nats, &[NatsUser::Push]).unwrap_err();
         assert!(error.starts_with("nats.inbox_prefix must be"), "{error}");
+    }
+
+    #[test]
+    fn a_url_whose_password_is_not_percent_encoded_is_refused_without_it() {
+        for url in [
+            "nats://u:p#hunter2@host:4222",
+            "nats://u:hunter2,x@host:4222",
+            "nats://one:4222,nats://u:p/hunter2@two:4222",
+            "nats//u:hunter2@host",
+        ] {
+            let refused = Nats::default().mesh_config(url, &TopologyConfig::default(), &[]);
+            let error = refused.unwrap_err();
+            assert!(
+                error.starts_with("nats.url has a") && error.contains("%40"),
+                "{error}"
+            );
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

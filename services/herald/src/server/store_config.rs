@@ -220,6 +220,11 @@ impl Store {
         if self.is_cluster() && !matches!(scheme, Some("postgres" | "postgresql")) {
             return Err("store.url must be postgres://USER@HOST:PORT/DATABASE".into());
         }
+        self.url.check().map_err(|reason| format!("store.url {reason}"))?;
+        timelines
+            .url
+            .check()
+            .map_err(|reason| format!("timelines.url {reason}"))?;
         self.validate_authorities(timelines)
     }
 
@@ -261,6 +266,28 @@ mod tests {
             ..TimelinesConfig::default()
         };
         config.validate(&timelines)
+    }
+
+    #[test]
+    fn a_url_whose_password_is_not_percent_encoded_is_refused_without_it() {
+        for (store, timelines, key) in [
+            (
+                "postgres://u:p@ss#hunter2@127.0.0.1:1/x",
+                "",
+                "store.url has an @ ",
+            ),
+            ("postgres://u:p#hunter2@h/x", "", "store.url has an @ "),
+            (
+                "postgres://u:hunter2/x",
+                "",
+                "store.url has a port that is no number",
+            ),
+            ("", "redis://:p/hunter2@h:6379", "timelines.url has an @ "),
+        ] {
+            let error = check(store, timelines).unwrap_err();
+            assert!(error.starts_with(key) && error.contains("%40"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

@@ -269,6 +269,7 @@ fn connect_options(url: &SecretUrl, config: &PostgresConfig) -> Result<PgConnect
             format!("the URL of the store is invalid: {reason}"),
         )
     };
+    url.check().map_err(|reason| invalid(format!("it {reason}")))?;
     let url = url.expose();
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(invalid("it must start with postgres://".into()));
