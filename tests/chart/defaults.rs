@@ -110,14 +110,14 @@ fn nats_has_the_public_keys_of_the_users_in_its_configuration() {
         let name = rest
             .split(|letter: char| !letter.is_ascii_uppercase() && letter != '_')
             .next()?;
-        name.starts_with("HERALD_NKEY_").then(|| name.to_owned())
+        name.starts_with("NATS_NKEY_").then(|| name.to_owned())
     });
     let used: BTreeSet<String> = used.collect();
     let env = &objects.get("StatefulSet", "herald-nats")["spec"]["template"]["spec"]["containers"][0]["env"];
     let names = items(env)
         .iter()
         .map(|variable| variable["name"].as_str().unwrap().to_owned());
-    let given: BTreeSet<String> = names.filter(|name| name.starts_with("HERALD_NKEY_")).collect();
+    let given: BTreeSet<String> = names.filter(|name| name.starts_with("NATS_NKEY_")).collect();
     assert_eq!(given, used);
     assert_eq!(used.len(), 10, "{used:?}");
     let spec = objects.get("ConfigMap", "herald-secrets")["data"]["spec.json"]

@@ -64,14 +64,28 @@ impl NatsUser {
         format!("_INBOX_{self}")
     }
 
-    /// Environment variable of nats-server with the user's public NKey.
+    /// Environment variable of nats-server with the user's public NKey. It does not begin with `HERALD_`: herald commands
+    /// take such variables for settings.
     pub fn key_variable(self) -> String {
-        format!("HERALD_NKEY_{}", self.as_str().to_uppercase())
+        format!("NATS_NKEY_{}", self.as_str().to_uppercase())
     }
 }
 
 impl fmt::Display for NatsUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_of_nats_server_is_no_setting_of_herald() {
+        assert_eq!(NatsUser::Gateway.key_variable(), "NATS_NKEY_GATEWAY");
+        for user in NatsUser::ALL {
+            assert!(!user.key_variable().starts_with("HERALD_"), "{user}");
+        }
     }
 }

@@ -137,3 +137,14 @@ pub(super) fn describe_unknown_key(known: &[impl AsRef<str>]) -> String {
     let known: Vec<_> = known.iter().map(AsRef::as_ref).collect();
     format!("unknown setting, expected one of {}", known.join(", "))
 }
+
+/// What to do about an unknown key of a layer.
+pub(super) fn unknown_key_hint(layer: &Layer) -> &'static str {
+    match layer {
+        Layer::Environment => {
+            "; every variable that begins with HERALD_ is taken for a setting: unset it, or rename it if it is meant for \
+             another program"
+        }
+        _ => "",
+    }
+}

@@ -10,7 +10,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::error::{Error, Layer, Problem, describe, describe_unknown_key};
+use super::error::{Error, Layer, Problem, describe, describe_unknown_key, unknown_key_hint};
 use super::not_toml;
 use super::value_files::{is_set_too, read_value, read_value_files, setting_of_file};
 use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
@@ -285,9 +285,9 @@ impl Loader {
                     .unwrap_or_default();
                 let layer = self.layer(figment.find_metadata(key));
                 Problem {
+                    reason: format!("{}{}", describe_unknown_key(&siblings), unknown_key_hint(&layer)),
                     layer,
                     key: key.clone(),
-                    reason: describe_unknown_key(&siblings),
                 }
             })
             .collect()
@@ -344,8 +344,12 @@ impl Loader {
                 path.pop();
                 reason = format!("element {} {reason}", index + 1);
             }
+            let layer = self.layer(error.metadata.as_ref());
+            if matches!(error.kind, Kind::UnknownField(..)) {
+                reason.push_str(unknown_key_hint(&layer));
+            }
             problems.push(Problem {
-                layer: self.layer(error.metadata.as_ref()),
+                layer,
                 key: path.join("."),
                 reason,
             });

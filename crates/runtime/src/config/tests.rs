@@ -324,3 +324,18 @@ fn a_file_of_a_setting_that_can_not_be_used_is_named() {
     assert_eq!(key, "nats_file");
     assert!(reason.starts_with("unknown setting"), "{reason}");
 }
+
+#[test]
+fn the_error_of_an_unknown_variable_says_what_to_do() {
+    for (name, key) in [("HERALD_OTHER", "other"), ("HERALD_NATS__OTHER", "nats.other")] {
+        let (layer, found, reason) = first_problem(&Loader::defaults().env([(name, "x")]));
+        assert_eq!((layer, found.as_str()), (Layer::Environment, key));
+        assert!(
+            reason.contains("begins with HERALD_") && reason.contains("rename it"),
+            "{reason}"
+        );
+    }
+    let file = file("other = 1");
+    let (_, _, reason) = first_problem(&Loader::defaults().file(Some(file.path())));
+    assert!(!reason.contains("HERALD_"), "{reason}");
+}

@@ -23,7 +23,7 @@ use crate::run::{CommandResult, herald};
 
 const SPEC: &str = r#"{"namespace":"ns","labels":{"app":"herald"},"annotations":{"keep":"yes"},"secrets":[
   {"name":"r-nats-users","entries":[
-    {"key":"HERALD_NKEY_PUSH","kind":"nkey-public","of":{"secret":"r-nats-push","key":"seed"}}]},
+    {"key":"NATS_NKEY_PUSH","kind":"nkey-public","of":{"secret":"r-nats-push","key":"seed"}}]},
   {"name":"r-nats-push","entries":[{"key":"seed","kind":"nkey"}]},
   {"name":"r-postgresql","entries":[{"key":"password","kind":"password"},{"key":"admin","kind":"password"}]},
   {"name":"r-vapid","entries":[{"key":"private-key","kind":"vapid"}]}]}"#;
@@ -235,7 +235,7 @@ async fn absent_secrets_are_created_and_present_ones_kept() {
     assert_eq!(server.value("r-vapid", "private-key").len(), 43);
     let pair = nkeys::KeyPair::from_seed(&server.value("r-nats-push", "seed")).unwrap();
     assert_eq!(
-        server.value("r-nats-users", "HERALD_NKEY_PUSH"),
+        server.value("r-nats-users", "NATS_NKEY_PUSH"),
         pair.public_key()
     );
     let made = server.secrets();
@@ -289,7 +289,7 @@ async fn an_absent_key_is_added_and_a_public_key_follows_its_seed() {
     let expected = expected.map(|(name, change)| (name.to_owned(), change.to_owned()));
     assert_eq!(changes(&result), expected.into());
     assert_eq!(
-        server.value("r-nats-users", "HERALD_NKEY_PUSH"),
+        server.value("r-nats-users", "NATS_NKEY_PUSH"),
         other.public_key()
     );
     assert_eq!(server.value("r-postgresql", "admin").len(), 32);
@@ -326,7 +326,7 @@ async fn concurrent_runs_end_with_the_same_secrets() {
     assert_eq!(created, 4, "each secret is created by one of them");
     let pair = nkeys::KeyPair::from_seed(&server.value("r-nats-push", "seed")).unwrap();
     assert_eq!(
-        server.value("r-nats-users", "HERALD_NKEY_PUSH"),
+        server.value("r-nats-users", "NATS_NKEY_PUSH"),
         pair.public_key()
     );
 

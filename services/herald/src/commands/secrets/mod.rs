@@ -32,7 +32,7 @@ The specification is JSON:
     {\"name\":\"herald-postgresql\",\"entries\":[{\"key\":\"password\",\"kind\":\"password\"}]},
     {\"name\":\"herald-vapid\",\"entries\":[{\"key\":\"private-key\",\"kind\":\"vapid\"}]},
     {\"name\":\"herald-nats-push\",\"entries\":[{\"key\":\"seed\",\"kind\":\"nkey\"}]},
-    {\"name\":\"herald-nats-users\",\"entries\":[{\"key\":\"HERALD_NKEY_PUSH\",\"kind\":\"nkey-public\",
+    {\"name\":\"herald-nats-users\",\"entries\":[{\"key\":\"NATS_NKEY_PUSH\",\"kind\":\"nkey-public\",
       \"of\":{\"secret\":\"herald-nats-push\",\"key\":\"seed\"}}]}]}
 
 Kinds:

@@ -61,7 +61,7 @@ enum Action {
     /// Print the users of nats-server, each with the right to do what its role does and nothing else
     ///
     /// Include the text in the configuration of nats-server. Each user is known by its NKey, whose public part is in a
-    /// variable of nats-server's environment, such as HERALD_NKEY_GATEWAY. The processes have the seeds and the setting
+    /// variable of nats-server's environment, such as NATS_NKEY_GATEWAY. The processes have the seeds and the setting
     /// `nats.topology = \"verify\"`; `herald topology apply` has that of `topology`.
     #[command(after_long_help = PERMISSIONS_EXAMPLES)]
     Permissions,
