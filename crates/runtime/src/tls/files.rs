@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
@@ -106,7 +106,7 @@ impl Pem {
     /// The certificates of a chain, at least one.
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, Error> {
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
-        let certificates = certificates.map_err(|error| self.invalid(&error))?;
+        let certificates = certificates.map_err(|error| self.invalid(&without_content(&error)))?;
         if certificates.is_empty() {
             return Err(self.file.error(ErrorKind::NoCertificate));
         }
@@ -127,7 +127,7 @@ impl Pem {
         let chain = self.certificates()?;
         let private = PrivateKeyDer::from_pem_slice(&key.bytes).map_err(|error| match error {
             rustls::pki_types::pem::Error::NoItemsFound => key.file.error(ErrorKind::NoKey),
-            error => key.invalid(&error),
+            error => key.invalid(&without_content(&error)),
         })?;
         CertifiedKey::from_der(chain, private, &provider()).map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => key.file.error(ErrorKind::OtherKey),
@@ -145,7 +145,60 @@ impl Pem {
     }
 }
 
+/// Describes an error of PEM without text of the file: a key whose line breaks are missing is one line, which the parser
+/// repeats.
+fn without_content(error: &pem::Error) -> String {
+    match error {
+        pem::Error::IllegalSectionStart { .. } => {
+            "a line that begins with -----BEGIN does not end with -----: are line breaks missing?".into()
+        }
+        pem::Error::MissingSectionEnd { .. } => "a section has no line that begins with -----END".into(),
+        pem::Error::Base64Decode(_) => "a section is not base64".into(),
+        error => error.to_string(),
+    }
+}
+
 /// Whether every user of the machine may read a file; `false` if that is not known.
 pub(super) fn is_open_to_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.mode() & OTHERS_READ != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_a_damaged_file_has_none_of_its_content() {
+        let pem = |bytes: &str| Pem {
+            file: PemFile::new("key_file", Path::new("server.key")),
+            bytes: bytes.into(),
+        };
+        for (text, reason) in [
+            (
+                "-----BEGIN PRIVATE KEY----- hunter2 -----END PRIVATE KEY----- x",
+                "line breaks",
+            ),
+            (
+                "-----BEGIN PRIVATE KEY-----\nhunter2\n",
+                "no line that begins with -----END",
+            ),
+            (
+                "-----BEGIN PRIVATE KEY-----\nhunter2!\n-----END PRIVATE KEY-----\n",
+                "not base64",
+            ),
+        ] {
+            let error = PrivateKeyDer::from_pem_slice(&pem(text).bytes).unwrap_err();
+            let error = pem(text).invalid(&without_content(&error)).to_string();
+            assert!(
+                error.starts_with("key_file can't be used: server.key: "),
+                "{error}"
+            );
+            assert!(error.contains(reason), "{error}");
+            // The parser has lines as lists of bytes.
+            assert!(
+                !error.contains("hunter2") && !error.contains("104, 117"),
+                "{error}"
+            );
+        }
+    }
 }
