@@ -179,4 +179,8 @@ async fn an_accepted_exposure_is_in_the_log() {
         lines.count() == 2
     })
     .await;
+    let log = process.log();
+    let plain =
+        |line: &&str| line.contains("calls from other machines are in plain text (grpc, operator_grpc)");
+    assert_eq!(log.lines().filter(plain).count(), 1, "{log}");
 }

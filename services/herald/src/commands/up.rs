@@ -1,6 +1,10 @@
 //! `herald up`: runs all services in one process.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use console::style;
 use herald_cli::{
@@ -123,16 +127,19 @@ impl Ready {
                 ..Way::default()
             };
         }
-        Way {
-            server: if self.grpc == default.grpc {
+        let option = |name: &str, address: SocketAddr, default: SocketAddr| {
+            let address = on_this_machine(address);
+            if address == default {
                 String::new()
             } else {
-                format!(" --server {}", self.grpc)
-            },
-            operators: match self.operator_grpc {
-                Some(address) if address != default.operator_grpc => format!(" --operator-server {address}"),
-                _ => String::new(),
-            },
+                format!(" --{name} {address}")
+            }
+        };
+        Way {
+            server: option("server", self.grpc, default.grpc),
+            operators: self.operator_grpc.map_or_else(String::new, |address| {
+                option("operator-server", address, default.operator_grpc)
+            }),
             before: String::new(),
         }
     }
@@ -144,6 +151,16 @@ struct Way {
     server: String,
     operators: String,
     before: String,
+}
+
+/// Where a command on this machine reaches a port: an address of all interfaces is none to call.
+fn on_this_machine(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
 }
 
 /// The URL of a port for a command on this machine.
@@ -165,13 +182,10 @@ impl Show for Ready {
         } = self.way();
         let herald = program(std::env::args_os().next());
         let (root_key, token) = match &self.root_key_file {
-            Some(file) => {
-                let file = file.display();
-                (
-                    format!("\n  root key   {file}"),
-                    format!("  export HERALD_TOKEN_FILE={file}\n"),
-                )
-            }
+            Some(file) => (
+                format!("\n  root key   {}", file.display()),
+                format!("  export HERALD_TOKEN_FILE={}\n", quoted(&file.to_string_lossy())),
+            ),
             None => <_>::default(),
         };
         let next = if self.demo {
@@ -253,15 +267,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let data_dir = config.data_dir.clone();
     let is_open = config.is_open_to_local_programs(&Roles::whole());
     let has_own_certificate = config.tls.cert_file.is_some();
-    let root_key_file =
-        (config.auth.enabled && config.auth.root_key.is_empty()).then(|| root_key::path(&data_dir));
+    let root_key_file = (config.auth.enabled && config.auth.root_key.is_empty()).then(|| {
+        let file = root_key::path(&data_dir);
+        // For a terminal in another directory.
+        std::path::absolute(&file).unwrap_or(file)
+    });
     let start = async {
         let mut claim = Claim::new(config, Roles::whole(), false).await?;
         let root_key = claim.root_key().clone();
         note(&format!("starting with data in {}", data_dir.display()));
         if is_open {
             note(
-                "calls need no credentials: every program of this machine can read and change everything (auth.enabled)",
+                "calls need no credentials: every program of this machine can read and change everything (--auth or \
+                 auth.enabled asks for keys)",
             );
         }
         let issued = if args.tls {
@@ -395,5 +413,52 @@ mod tests {
         );
         assert_eq!(program(Some("/my tools/herald".into())), "'/my tools/herald'");
         assert_eq!(program(None), "herald");
+    }
+
+    fn ready(grpc: &str, operator_grpc: &str) -> Ready {
+        Ready {
+            event: "ready",
+            grpc: grpc.parse().unwrap(),
+            operator_grpc: operator_grpc.parse().ok(),
+            http: "127.0.0.1:7701".parse().unwrap(),
+            nats: "nats://127.0.0.1:4222".into(),
+            herald_pid: 1,
+            nats_pid: None,
+            data_dir: "my data".into(),
+            root_key_file: Some("/my data/root-key".into()),
+            tls: false,
+            ca_file: None,
+            demo: false,
+        }
+    }
+
+    #[test]
+    fn the_printed_address_can_be_called() {
+        for (grpc, operators, way) in [
+            ("127.0.0.1:7700", "127.0.0.1:7702", ["", ""]),
+            ("0.0.0.0:7700", "0.0.0.0:7702", ["", ""]),
+            (
+                "0.0.0.0:7800",
+                "[::]:7802",
+                [" --server 127.0.0.1:7800", " --operator-server [::1]:7802"],
+            ),
+            (
+                "10.0.0.4:7700",
+                "10.0.0.4:7702",
+                [" --server 10.0.0.4:7700", " --operator-server 10.0.0.4:7702"],
+            ),
+        ] {
+            let found = ready(grpc, operators).way();
+            assert_eq!([found.server, found.operators], way);
+        }
+    }
+
+    #[test]
+    fn the_printed_file_of_the_root_key_is_a_word_of_the_shell() {
+        let text = ready("127.0.0.1:7700", "127.0.0.1:7702").text();
+        assert!(
+            text.contains("export HERALD_TOKEN_FILE='/my data/root-key'\n"),
+            "{text}"
+        );
     }
 }

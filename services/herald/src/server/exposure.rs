@@ -57,7 +57,7 @@ impl PortKind {
     const fn remedy(self) -> &'static str {
         match self {
             Self::Public | Self::Operators => {
-                "switch authentication on (auth.enabled) or require client certificates (tls.client_certificates = \
+                "switch authentication on (auth.enabled, `herald up --auth`) or require client certificates (tls.client_certificates = \
                  \"required\")"
             }
             Self::Internal => "require client certificates (internal_tls.client_ca_file)",
@@ -93,6 +93,35 @@ impl Config {
                 "calls from other machines need no credentials, because insecure_no_auth is set"
             );
         }
+    }
+
+    /// Logs, once for all ports, that calls from other machines are in plain text.
+    pub(super) fn warn_of_plain_text(&self, roles: &Roles) {
+        if let Some(warning) = self.plain_text_warning(roles) {
+            tracing::warn!("{warning}");
+        }
+    }
+
+    /// What to say about the ports that other machines reach without TLS; `None` if there are none.
+    fn plain_text_warning(&self, roles: &Roles) -> Option<String> {
+        let ports: Vec<GrpcPort> = self
+            .grpc_ports(roles)
+            .filter(|port| port.is_reachable() && !has_tls(self, port.kind))
+            .collect();
+        let keys: Vec<&str> = ports.iter().map(|port| port.key).collect();
+        let is_internal = |port: &GrpcPort| port.kind == PortKind::Internal;
+        let settings = match (ports.iter().any(is_internal), ports.iter().all(is_internal)) {
+            (_, true) => "internal_tls.cert_file and internal_tls.key_file",
+            (true, false) => "cert_file and key_file of tls and of internal_tls",
+            (false, false) => "tls.cert_file and tls.key_file, or start `herald up` with --tls",
+        };
+        (!ports.is_empty()).then(|| {
+            format!(
+                "calls from other machines are in plain text ({}): everybody on their way can read keys, tokens and posts; set \
+                 {settings}, unless a proxy or the network encrypts these calls",
+                keys.join(", ")
+            )
+        })
     }
 
     /// Whether programs of this machine can call the gateway of the process without credentials.
@@ -139,6 +168,15 @@ fn is_authenticated(config: &Config, kind: PortKind) -> bool {
         }
         PortKind::Internal => config.internal_tls.requires_client_certificates(),
     }
+}
+
+/// Whether calls at a port are encrypted.
+fn has_tls(config: &Config, kind: PortKind) -> bool {
+    let certificate = match kind {
+        PortKind::Public | PortKind::Operators => &config.tls.cert_file,
+        PortKind::Internal => &config.internal_tls.cert_file,
+    };
+    certificate.is_some()
 }
 
 #[cfg(test)]
@@ -261,6 +299,36 @@ mod tests {
         assert!(config.validate_exposure(&graph).is_err());
         config.internal_tls.client_ca_file = file("ca.crt");
         assert_eq!(config.validate_exposure(&graph), Ok(()));
+    }
+
+    #[test]
+    fn a_reachable_port_without_tls_has_a_warning_that_names_the_settings() {
+        let reachable: SocketAddr = "0.0.0.0:1".parse().unwrap();
+        let mut config = Config::default();
+        config.auth.enabled = true;
+        assert_eq!(config.plain_text_warning(&Roles::whole()), None);
+        config.grpc = reachable;
+        config.operator_grpc = reachable;
+        let warning = config.plain_text_warning(&Roles::whole()).unwrap();
+        for part in ["(grpc, operator_grpc)", "plain text", "tls.cert_file", "--tls"] {
+            assert!(warning.contains(part), "{warning}");
+        }
+        config.internal_grpc = Some(reachable);
+        let warning = config.plain_text_warning(&Roles::whole()).unwrap();
+        assert!(warning.contains("of tls and of internal_tls"), "{warning}");
+        config.tls.cert_file = Some("tls.crt".into());
+        let warning = config.plain_text_warning(&Roles::whole()).unwrap();
+        assert!(
+            warning.contains("(internal_grpc)") && warning.contains("set internal_tls.cert_file"),
+            "{warning}"
+        );
+        config.internal_tls.cert_file = Some("tls.crt".into());
+        assert_eq!(config.plain_text_warning(&Roles::whole()), None);
+        assert_eq!(config.plain_text_warning(&roles(&[Role::Graph])), None);
+        config.internal_tls.cert_file = None;
+        assert!(config.plain_text_warning(&roles(&[Role::Graph])).is_some());
+        // Health alone.
+        assert_eq!(config.plain_text_warning(&roles(&[Role::Push])), None);
     }
 
     #[test]

@@ -97,6 +97,7 @@ impl Server {
             http,
             engine,
         } = claim;
+        config.warn_of_plain_text(&roles);
         let broker = Broker::start(&config).await?;
         let addresses = Addresses {
             grpc: grpc.local_addr()?,

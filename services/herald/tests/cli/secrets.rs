@@ -234,10 +234,7 @@ async fn absent_secrets_are_created_and_present_ones_kept() {
     assert_ne!(password, server.value("r-postgresql", "admin"));
     assert_eq!(server.value("r-vapid", "private-key").len(), 43);
     let pair = nkeys::KeyPair::from_seed(&server.value("r-nats-push", "seed")).unwrap();
-    assert_eq!(
-        server.value("r-nats-users", "NATS_NKEY_PUSH"),
-        pair.public_key()
-    );
+    assert_eq!(server.value("r-nats-users", "NATS_NKEY_PUSH"), pair.public_key());
     let made = server.secrets();
     assert_eq!(made["r-vapid"].metadata["labels"], json!({"app": "herald"}));
     assert_eq!(made["r-vapid"].metadata["annotations"], json!({"keep": "yes"}));
@@ -288,10 +285,7 @@ async fn an_absent_key_is_added_and_a_public_key_follows_its_seed() {
     ];
     let expected = expected.map(|(name, change)| (name.to_owned(), change.to_owned()));
     assert_eq!(changes(&result), expected.into());
-    assert_eq!(
-        server.value("r-nats-users", "NATS_NKEY_PUSH"),
-        other.public_key()
-    );
+    assert_eq!(server.value("r-nats-users", "NATS_NKEY_PUSH"), other.public_key());
     assert_eq!(server.value("r-postgresql", "admin").len(), 32);
     let after = server.secrets();
     let kept = |secrets: &BTreeMap<String, Secret>| secrets["r-postgresql"].data["password"].clone();
@@ -325,10 +319,7 @@ async fn concurrent_runs_end_with_the_same_secrets() {
     }
     assert_eq!(created, 4, "each secret is created by one of them");
     let pair = nkeys::KeyPair::from_seed(&server.value("r-nats-push", "seed")).unwrap();
-    assert_eq!(
-        server.value("r-nats-users", "NATS_NKEY_PUSH"),
-        pair.public_key()
-    );
+    assert_eq!(server.value("r-nats-users", "NATS_NKEY_PUSH"), pair.public_key());
 
     // A Secret that appears or changes between the read and the write is read again.
     let server = Server::start().await;
