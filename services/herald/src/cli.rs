@@ -1,16 +1,18 @@
 //! The command line: the tree of commands and their dispatch. The file of each command defines its arguments.
 
 use std::{
+    ffi::OsString,
     io::{self, Write as _},
     process::ExitCode,
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches as _, Parser, Subcommand, error::ErrorKind, parser::ValueSource};
 use herald_cli::{
     context::{Context, Global},
     failure::{Failure, Kind},
     output::{Format, Output},
 };
+use herald_runtime::config::SecretUrl;
 
 use crate::{commands, parse_error};
 
@@ -112,6 +114,31 @@ pub(crate) enum Command {
     Recover(commands::recover::Args),
     Completions(commands::completions::Args),
     Man(commands::man::Args),
+}
+
+impl Cli {
+    /// Parses the command line.
+    ///
+    /// # Errors
+    /// It is invalid, or `--otlp` has a password there, which other users of the machine could read. The other URLs are
+    /// checked by their commands.
+    pub(crate) fn parse_from_words<W: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(words)?;
+        let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        let is_given = matches.value_source("otlp") == Some(ValueSource::CommandLine);
+        let has_password = |url: &String| SecretUrl::new(url).has_password();
+        if is_given && cli.global.otlp.as_ref().is_some_and(has_password) {
+            return Err(command.error(
+                ErrorKind::ValueValidation,
+                "--otlp must not have a password, because other users of this machine can read the command line: set \
+                 OTEL_EXPORTER_OTLP_ENDPOINT, or for a server HERALD_TELEMETRY__OTLP",
+            ));
+        }
+        Ok(cli)
+    }
 }
 
 impl Command {
@@ -244,5 +271,27 @@ mod tests {
     #[test]
     fn the_command_definitions_are_valid() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_password_in_otlp_on_the_command_line_is_refused() {
+        let parse = |words: &[&str]| Cli::parse_from_words(["herald"].iter().chain(words).copied());
+        let url = "http://me:hunter2@127.0.0.1:4317";
+        for words in [["--otlp", url, "lag"], ["lag", "--otlp", url]] {
+            let Err(error) = parse(&words) else {
+                panic!("{words:?} is accepted")
+            };
+            let text = parse_error::text(&error, false);
+            assert!(
+                text.starts_with("error: --otlp must not have a password"),
+                "{text}"
+            );
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let cli = parse(&["lag", "--otlp", "http://127.0.0.1:4317"]).ok();
+        assert_eq!(
+            cli.and_then(|cli| cli.global.otlp).as_deref(),
+            Some("http://127.0.0.1:4317")
+        );
     }
 }

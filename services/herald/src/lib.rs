@@ -21,7 +21,6 @@ mod top;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use herald_cli::{context::Context, failure::Failure, wrong_port};
 use tracing::Instrument;
 
@@ -29,7 +28,7 @@ use crate::cli::{Cli, Command};
 
 /// Runs the program. `herald --help` documents the exit codes.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::parse_from_words(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return cli::report_parse_error(&error),
     };

@@ -6,13 +6,22 @@ use std::{
     num::{IntErrorKind, ParseFloatError, ParseIntError},
 };
 
+use clap::error::{ContextKind, ContextValue};
 use herald_cli::failure::printable;
+use herald_runtime::config::SecretUrl;
 
-/// clap's text of an error. The texts of Rust's parsers are replaced by what is expected. Arguments can be untrusted, such
+/// clap's text of an error, without the password of a URL in it. The texts of Rust's parsers are replaced by what is expected. Arguments can be untrusted, such
 /// as user ids: a text with characters to escape is without colours.
 pub(crate) fn text(error: &clap::Error, ansi: bool) -> String {
     let rendered = error.render();
     let plain = rendered.to_string();
+    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue) {
+        let shown = SecretUrl::new(value).redacted();
+        if shown != *value {
+            let hidden = plain.replace(value, &shown);
+            return hidden.split('\n').map(printable).collect::<Vec<_>>().join("\n");
+        }
+    }
     let escaped = plain.split('\n').map(printable).collect::<Vec<_>>().join("\n");
     let text = if ansi && escaped == plain {
         rendered.ansi().to_string()
@@ -90,6 +99,20 @@ mod tests {
         assert_eq!(
             error(&["dlq", "show", "0"]),
             "error: invalid value '0' for '<DEAD_LETTER>': expected at least 1"
+        );
+    }
+
+    #[test]
+    fn a_password_is_hidden() {
+        assert_eq!(
+            error(&["up", "--server", "http://me:hunter2@host:7700"]),
+            "error: invalid value 'http://me:[hidden]@host:7700' for '--server <URL>': not an address; use http://HOST:PORT, \
+             https://HOST:PORT or HOST:PORT, such as localhost:7700"
+        );
+        let error = error(&["top", "--metrics", "http://me:hunter2@host:7701"]);
+        assert!(
+            error.contains("must have no user") && !error.contains("hunter2"),
+            "{error}"
         );
     }
 

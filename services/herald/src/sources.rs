@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use herald_runtime::config::SecretUrl;
 use reqwest::{Client, Url, redirect};
 
 /// Limit for resolving a name, and for an answer.
@@ -24,8 +25,14 @@ impl FromStr for Source {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || format!("{text:?} must be http://HOST:PORT");
+        let expected = || format!("{:?} must be http://HOST:PORT", SecretUrl::new(text).redacted());
         let url: Url = text.parse().map_err(|_| expected())?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "it must have no user and no password, because other users of this machine can read the command line"
+                    .into(),
+            );
+        }
         let is_http = ["http", "https"].contains(&url.scheme());
         if !is_http
             || url.host_str().is_none_or(str::is_empty)

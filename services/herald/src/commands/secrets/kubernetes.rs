@@ -9,6 +9,7 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use herald_runtime::config::SecretUrl;
 use reqwest::{Certificate, Method, StatusCode, Url, header, redirect};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -91,7 +92,9 @@ impl Access {
 
     /// An API server with the credentials of a service account; without them, if its scheme is http.
     pub(super) fn at(url: &str, service_account: &Path) -> Result<Self, String> {
-        let invalid = |reason: &dyn std::fmt::Display| format!("--api-server {url:?}: {reason}");
+        let invalid = |reason: &dyn std::fmt::Display| {
+            format!("--api-server {:?}: {reason}", SecretUrl::new(url).redacted())
+        };
         let parsed: Url = url.parse().map_err(|error| invalid(&error))?;
         let is_local = ["127.0.0.1", "[::1]", "localhost"].contains(&parsed.host_str().unwrap_or_default());
         match parsed.scheme() {
