@@ -73,6 +73,14 @@ impl TlsConfig {
             self.key_file.as_ref(),
             self.client_ca_file.as_ref(),
         )
+        .map_err(
+            |error| match (&self.client_ca_file, &self.cert_file, &self.key_file) {
+                (Some(_), None, None) => {
+                    format!("{error}; the certificate of `herald up --tls` can't be combined with it")
+                }
+                _ => error,
+            },
+        )
     }
 
     /// Checks that the files can be used. The error starts with the key of the invalid setting.
@@ -158,7 +166,11 @@ fn validate(
     match (certificate, key, authorities) {
         (Some(_), None, _) => Err("key_file must be set, because cert_file is".into()),
         (None, Some(_), _) => Err("cert_file must be set, because key_file is".into()),
-        (None, None, Some(_)) => Err("cert_file must be set, because client_ca_file is".into()),
+        (None, None, Some(_)) => Err(
+            "client_ca_file must not be set without cert_file and key_file: clients show their certificates over TLS alone; set a \
+             certificate of the server's own, or unset client_ca_file"
+                .into(),
+        ),
         _ => Ok(()),
     }
 }

@@ -344,7 +344,7 @@ mod tests {
             ),
             (
                 error(|c| c.internal_tls.client_ca_file = Some("ca.crt".into())),
-                "internal_tls.cert_file must be set, because client_ca_file is",
+                "internal_tls.client_ca_file must not be set without cert_file and key_file",
             ),
             (
                 error(|c| c.store.url = SecretUrl::new("mysql://host/db")),

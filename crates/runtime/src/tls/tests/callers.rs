@@ -202,8 +202,14 @@ fn settings_are_checked() {
         client_ca_file: Some(files.path("ca.pem")),
         ..InternalTlsConfig::default()
     };
-    assert_eq!(
-        internal.validate(),
-        Err("cert_file must be set, because client_ca_file is".into())
+    let start = "client_ca_file must not be set without cert_file and key_file: ";
+    let error = internal.validate().unwrap_err();
+    assert!(error.starts_with(start) && !error.contains("--tls"), "{error}");
+    config.cert_file = None;
+    config.key_file = None;
+    let error = config.validate().unwrap_err();
+    assert!(
+        error.starts_with(start) && error.ends_with("`herald up --tls` can't be combined with it"),
+        "{error}"
     );
 }
