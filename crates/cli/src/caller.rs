@@ -3,7 +3,7 @@
 use std::{fmt, fs, path::Path, time::Duration};
 
 use herald_runtime::{
-    tls::{ClientFiles, ClientTls},
+    tls::{self, ClientFiles, ClientTls, ErrorKind},
     trace::Inject,
 };
 use tonic::{
@@ -60,6 +60,24 @@ impl CallerTls {
     }
 }
 
+/// A file of TLS that can't be used, by the option that names it.
+pub(crate) fn unusable_file(error: &tls::Error) -> Failure {
+    let option = format!(
+        "--{} (HERALD_{})",
+        error.setting.replace('_', "-"),
+        error.setting.to_uppercase()
+    );
+    let message = error.to_string().replacen(error.setting, &option, 1);
+    let hint = match (error.setting, &error.kind) {
+        ("ca_file", _) => {
+            "name a PEM file with the certificate of the server's authority; `herald up --tls` prints its file when it is ready"
+        }
+        (_, ErrorKind::OtherKey) => "name a certificate and its own key",
+        _ => "name PEM files of a certificate and of its key that this user can read",
+    };
+    Failure::usage(message).hint(hint)
+}
+
 impl From<Duration> for Caller {
     /// A caller without credential or certificate, that accepts servers of the system's authorities.
     fn from(deadline: Duration) -> Self {
@@ -101,14 +119,17 @@ impl Credential {
         if let Some(file) = file {
             let text = fs::read_to_string(file).map_err(|error| {
                 Failure::usage(format!(
-                    "can't read the file {} of --token-file: {error}",
+                    "can't read the file {} of --token-file (HERALD_TOKEN_FILE): {error}",
                     file.display()
                 ))
             })?;
-            return Self::new(&text);
+            let origin = format!("the file {} of --token-file (HERALD_TOKEN_FILE)", file.display());
+            return Self::new(&text).map_err(|failure| failure.during(&origin));
         }
         match std::env::var(TOKEN_VARIABLE) {
-            Ok(token) if !token.is_empty() => Self::new(&token),
+            Ok(token) if !token.is_empty() => {
+                Self::new(&token).map_err(|failure| failure.during(TOKEN_VARIABLE))
+            }
             _ => Ok(Self::default()),
         }
     }
@@ -198,11 +219,35 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_tls_that_can_not_be_used_is_named_by_its_option() {
+        let files = ClientFiles {
+            authorities: Some("/nowhere/ca.pem".into()),
+            identity: None,
+        };
+        let failure = unusable_file(&ClientTls::open(&files).unwrap_err());
+        assert_eq!(failure.kind(), Kind::Usage);
+        let text = failure.text();
+        assert!(
+            text.contains("--ca-file (HERALD_CA_FILE) can't be read: /nowhere/ca.pem: "),
+            "{text}"
+        );
+        assert!(text.contains("`herald up --tls` prints its file"), "{text}");
+    }
+
+    #[test]
     fn a_file_has_the_credential() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         fs::write(&file, "abc\n").unwrap();
         assert!(Credential::find(Some(&file)).unwrap().0.is_some());
         assert!(Credential::find(Some(&dir.path().join("none"))).is_err());
+        fs::write(&file, "two words").unwrap();
+        let failure = Credential::find(Some(&file)).unwrap_err();
+        let message = failure.message();
+        assert!(
+            message.contains("--token-file") && message.contains(file.to_str().unwrap()),
+            "{message}"
+        );
+        assert!(!message.contains("two words"), "{message}");
     }
 }

@@ -19,7 +19,7 @@ use tonic::{
 };
 
 use crate::{
-    caller::{Caller, CallerTls, Credential, Sent},
+    caller::{Caller, CallerTls, Credential, Sent, unusable_file},
     failure::Failure,
     port::Port,
 };
@@ -67,9 +67,7 @@ async fn connect(
     if endpoint.uri().scheme_str() == Some("https") {
         let host = endpoint.uri().host().unwrap_or_default().to_owned();
         let tls = match tls {
-            CallerTls::Files(files) => {
-                ClientTls::open(files).map_err(|error| Failure::usage(error.to_string()))?
-            }
+            CallerTls::Files(files) => ClientTls::open(files).map_err(|error| unusable_file(&error))?,
             CallerTls::Made(made) => made.clone(),
         };
         endpoint = tls

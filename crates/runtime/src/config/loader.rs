@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key, unknown_key_hint};
 use super::not_toml;
-use super::value_files::{is_set_too, read_value, read_value_files, setting_of_file};
+use super::value_files::{VALUE_FILE, is_set_too, read_value, read_value_files, setting_of_file};
 use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
 
 /// Variables with the prefix that the command line reads itself and that are not settings.
@@ -300,11 +300,10 @@ impl Loader {
             collect_redacted("", &merged, &mut keys);
         }
         keys.into_iter()
-            .map(|key| Problem {
-                layer: self.layer(figment.find_metadata(&key)),
-                key,
-                reason: "is the placeholder that a printed configuration has instead of a secret; set the secret itself"
-                    .into(),
+            .map(|key| {
+                let reason =
+                    "is the placeholder that a printed configuration has instead of a secret; set the secret itself";
+                self.problem(self.layer(figment.find_metadata(&key)), key, reason.into())
             })
             .collect()
     }
@@ -318,7 +317,11 @@ impl Loader {
             } else {
                 self.layer(figment.find_metadata(key))
             };
-            Some(Error::one(layer, key, rest))
+            Some(Error::many(vec![self.problem(
+                layer,
+                key.to_owned(),
+                rest.to_owned(),
+            )]))
         });
         located.unwrap_or_else(|| Error::one(Layer::All, "", reason))
     }
@@ -348,13 +351,40 @@ impl Loader {
             if matches!(error.kind, Kind::UnknownField(..)) {
                 reason.push_str(unknown_key_hint(&layer));
             }
-            problems.push(Problem {
-                layer,
-                key: path.join("."),
-                reason,
-            });
+            problems.push(self.problem(layer, path.join("."), reason));
         }
         Error::many(problems)
+    }
+
+    /// The problem of a setting. If its value is in a file of its own, the problem has the key that names the file.
+    fn problem(&self, layer: Layer, key: String, reason: String) -> Problem {
+        match self.value_file(&layer, &key) {
+            Some((key, file)) => Problem {
+                layer,
+                key,
+                reason: format!("the content of {file} {reason}"),
+            },
+            None => Problem { layer, key, reason },
+        }
+    }
+
+    /// The key with which a layer names the file of a setting's value, and that file.
+    fn value_file(&self, layer: &Layer, setting: &str) -> Option<(String, String)> {
+        let key = format!("{setting}{VALUE_FILE}");
+        let file = match layer {
+            Layer::Environment => {
+                let of = |key: &str| self.env.iter().find(|(name, _)| key_of(name) == key);
+                let (_, file) = of(&key).filter(|_| of(setting).is_none())?;
+                file.clone()
+            }
+            Layer::File(path) => {
+                let text = std::fs::read_to_string(path).ok()?;
+                let table = Value::from(toml::from_str::<Dict>(&text).ok()?);
+                table.find_ref(&key)?.as_str()?.to_owned()
+            }
+            Layer::Defaults | Layer::Flags | Layer::All => return None,
+        };
+        Some((key, file))
     }
 
     fn layer(&self, metadata: Option<&Metadata>) -> Layer {

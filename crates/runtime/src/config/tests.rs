@@ -339,3 +339,34 @@ fn the_error_of_an_unknown_variable_says_what_to_do() {
     let (_, _, reason) = first_problem(&Loader::defaults().file(Some(file.path())));
     assert!(!reason.contains("HERALD_"), "{reason}");
 }
+
+#[test]
+fn an_error_about_a_value_in_a_file_of_its_own_names_the_file() {
+    let value = file("nonsense\n");
+    let path = value.path().to_str().unwrap();
+    let expected = format!("the content of {path} must be ");
+    let refused = |loader: &Loader| {
+        let error = loader.load_valid::<Config>(|config| match config.push.key.as_deref() {
+            Some("nonsense") => Err("push.key must be a key".into()),
+            _ => Ok(()),
+        });
+        error.unwrap_err().problems()[0].clone()
+    };
+    let toml = file(&format!("[push]\nkey_file = '{path}'"));
+    for loader in [
+        Loader::defaults().env([("HERALD_PUSH__KEY_FILE", path)]),
+        Loader::defaults().file(Some(toml.path())),
+        Loader::defaults().env([("HERALD_PUSH__WORKERS_FILE", path)]),
+    ] {
+        let problem = refused(&loader);
+        assert!(problem.key.ends_with("_file"), "{problem}");
+        assert!(problem.reason.starts_with(&expected), "{problem}");
+    }
+    // A value beside it in another layer is named by its own key.
+    let loader = Loader::defaults().file(Some(toml.path()));
+    let problem = refused(&loader.env([("HERALD_PUSH__KEY", "nonsense")]));
+    assert_eq!(
+        problem.to_string(),
+        "HERALD_PUSH__KEY in the environment: must be a key"
+    );
+}

@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 /// Ending of a key that names the file with the value of a setting.
-const VALUE_FILE: &str = "_file";
+pub(super) const VALUE_FILE: &str = "_file";
 
 /// The setting whose value is in the file that this key names; `None` if the key is a setting itself or unknown.
 pub(super) fn setting_of_file(key: &str, defaults: &Value) -> Option<String> {

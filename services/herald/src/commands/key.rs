@@ -82,7 +82,7 @@ struct CreateArgs {
     scopes: Vec<ScopeName>,
 
     /// The time until the key expires, 1m to 3650d, such as 90d [default: it doesn't expire]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
     expires: Option<Duration>,
 }
 
@@ -153,6 +153,18 @@ impl KeyView {
             key_id: key.key_id,
             name: key.name,
         }
+    }
+}
+
+/// Clap value parser of `--expires`, with the bounds of the server.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    const MIN: Duration = Duration::from_mins(1);
+    const MAX: Duration = Duration::from_hours(24 * 3_650);
+    let length = duration(text)?;
+    if (MIN..=MAX).contains(&length) {
+        Ok(length)
+    } else {
+        Err("must be 1m to 3650d".into())
     }
 }
 
@@ -262,5 +274,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> Result<(), Failure> {
                 key: KeyView::new(response.key.ok_or_else(no_key)?),
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lifetime_of_a_key_has_bounds() {
+        for text in ["5s", "59s", "3651d"] {
+            assert_eq!(lifetime(text), Err("must be 1m to 3650d".into()), "{text}");
+        }
+        assert_eq!(lifetime("1m"), Ok(Duration::from_mins(1)));
+        assert_eq!(lifetime("3650d"), Ok(Duration::from_hours(24 * 3_650)));
     }
 }
