@@ -382,12 +382,21 @@ fn classify(status: &Status) -> Kind {
         Code::DeadlineExceeded => Kind::TimedOut,
         // Tonic reports a deadline that passed on the client this way.
         Code::Cancelled if status.message() == "Timeout expired" => Kind::TimedOut,
+        // A retry does not help: the caller has as much as an operator allows.
+        Code::ResourceExhausted if is_lasting_quota(status) => Kind::Failed,
         Code::ResourceExhausted => Kind::Overloaded,
         Code::Unavailable => Kind::Unreachable,
         // Tonic reports a broken connection as Unknown or Internal, with the I/O error as its source.
         _ if is_broken_transport(status) => Kind::Unreachable,
         _ => Kind::Failed,
     }
+}
+
+/// Whether a quota is used up, and time alone makes no room.
+fn is_lasting_quota(status: &Status) -> bool {
+    let details = status.get_error_details();
+    let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+    details.quota_failure().is_some() && retry_after.is_none()
 }
 
 fn is_broken_transport(status: &Status) -> bool {

@@ -34,6 +34,28 @@ fn error_details_are_kept() {
 }
 
 #[test]
+fn a_quota_in_which_time_makes_no_room_is_a_rejection_and_not_overload() {
+    let quota = |retry_after: Option<Duration>| {
+        let mut details = ErrorDetails::new();
+        details
+            .set_error_info("QUOTA_EXCEEDED", "herald.dev", std::collections::HashMap::new())
+            .add_quota_failure_violation("author_id", "unfollow one first")
+            .set_retry_info(retry_after);
+        Failure::from(Status::with_error_details(
+            Code::ResourceExhausted,
+            "unfollow one first",
+            details,
+        ))
+    };
+    let lasting = quota(None);
+    assert_eq!(lasting.kind(), Kind::Failed);
+    assert!(!lasting.text().contains("retry"), "{}", lasting.text());
+    let passing = quota(Some(Duration::from_hours(1)));
+    assert_eq!(passing.kind(), Kind::Overloaded);
+    assert!(passing.text().contains("retry later"), "{}", passing.text());
+}
+
+#[test]
 fn a_long_wait_is_for_people_in_text_and_exact_in_json() {
     let mut details = ErrorDetails::new();
     details.set_retry_info(Some(Duration::from_millis(86_399_959)));
