@@ -6,6 +6,8 @@ use herald_secret::{Secret, SecretUrl};
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
+use crate::jwt;
+
 /// Shortest and longest root key, bytes.
 const ROOT_KEY_BYTES: std::ops::RangeInclusive<usize> = 32..=256;
 
@@ -121,12 +123,20 @@ impl Config {
     pub fn check_files(&self) -> Result<(), String> {
         for (key, file) in [("jwks_file", &self.jwt.jwks_file), ("ca_file", &self.jwt.ca_file)] {
             let Some(file) = file else { continue };
-            std::fs::read(file).map_err(|error| {
+            let text = std::fs::read(file).map_err(|error| {
                 format!(
                     "auth.jwt.{key} must name a file that can be read, is {}: {error}",
                     file.display()
                 )
             })?;
+            if key == "jwks_file" {
+                jwt::check_keys(&text).map_err(|reason| {
+                    format!(
+                        "auth.jwt.jwks_file must name a file with the issuer's keys (JWKS), is {}: {reason}",
+                        file.display()
+                    )
+                })?;
+            }
         }
         Ok(())
     }
@@ -214,7 +224,7 @@ fn is_safe(url: &Url) -> bool {
 mod tests {
     use super::*;
 
-    fn jwt() -> JwtConfig {
+    fn with_issuer() -> JwtConfig {
         JwtConfig {
             issuer: "https://id.example.org".into(),
             audience: "herald".into(),
@@ -229,7 +239,7 @@ mod tests {
         let config = Config {
             enabled: true,
             root_key: Secret::new("0123456789abcdef0123456789abcdef"),
-            jwt: jwt(),
+            jwt: with_issuer(),
         };
         assert_eq!(config.validate(), Ok(()));
         assert!(config.jwt.is_enabled() && !Config::default().jwt.is_enabled());
@@ -258,42 +268,42 @@ mod tests {
         refused(
             of(JwtConfig {
                 leeway_seconds: 61,
-                ..jwt()
+                ..with_issuer()
             }),
             "auth.jwt.leeway_seconds",
         );
         refused(
             of(JwtConfig {
                 algorithms: Vec::new(),
-                ..jwt()
+                ..with_issuer()
             }),
             "auth.jwt.algorithms",
         );
         refused(
             of(JwtConfig {
                 user_claim: String::new(),
-                ..jwt()
+                ..with_issuer()
             }),
             "auth.jwt.scope_claim",
         );
         refused(
             of(JwtConfig {
                 audience: String::new(),
-                ..jwt()
+                ..with_issuer()
             }),
             "auth.jwt.issuer, auth.jwt.audience",
         );
         refused(
             of(JwtConfig {
                 jwks_url: String::new(),
-                ..jwt()
+                ..with_issuer()
             }),
             "auth.jwt.issuer, auth.jwt.audience",
         );
         refused(
             of(JwtConfig {
                 jwks_file: Some("f".into()),
-                ..jwt()
+                ..with_issuer()
             }),
             "auth.jwt.jwks_url must not be set",
         );
@@ -306,7 +316,7 @@ mod tests {
             refused(
                 of(JwtConfig {
                     jwks_url: bad.into(),
-                    ..jwt()
+                    ..with_issuer()
                 }),
                 "auth.jwt.jwks_url must be https://",
             );
@@ -317,7 +327,7 @@ mod tests {
         ] {
             let error = of(JwtConfig {
                 jwks_url: url.into(),
-                ..jwt()
+                ..with_issuer()
             })
             .validate()
             .unwrap_err();
@@ -329,21 +339,21 @@ mod tests {
                     jwks_url: url.into(),
                     jwks_file: file,
                     ca_file: Some("ca.pem".into()),
-                    ..jwt()
+                    ..with_issuer()
                 }),
                 "auth.jwt.ca_file must not be set without https://",
             );
         }
         let with_authorities = JwtConfig {
             ca_file: Some("ca.pem".into()),
-            ..jwt()
+            ..with_issuer()
         };
         assert_eq!(of(with_authorities).validate(), Ok(()));
         for good in ["http://localhost:80/k", "http://127.0.0.1/k", "http://[::1]:8/k"] {
             assert_eq!(
                 of(JwtConfig {
                     jwks_url: good.into(),
-                    ..jwt()
+                    ..with_issuer()
                 })
                 .validate(),
                 Ok(())
@@ -359,6 +369,34 @@ mod tests {
         assert_eq!(
             serde_json::from_value::<Algorithm>("EdDSA".into()).unwrap(),
             Algorithm::EdDsa
+        );
+    }
+
+    #[test]
+    fn a_file_without_keys_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("keys.json");
+        let config = Config {
+            jwt: JwtConfig {
+                jwks_url: String::new(),
+                jwks_file: Some(file.clone()),
+                ..with_issuer()
+            },
+            ..Config::default()
+        };
+        for text in ["junk", "{\"keys\":[]}", "{}"] {
+            std::fs::write(&file, text).unwrap();
+            let error = config.check_files().unwrap_err();
+            assert!(
+                error.starts_with("auth.jwt.jwks_file must name a file with the issuer's keys (JWKS), is "),
+                "{error}"
+            );
+        }
+        std::fs::remove_file(&file).unwrap();
+        let error = config.check_files().unwrap_err();
+        assert!(
+            error.starts_with("auth.jwt.jwks_file must name a file that can be read"),
+            "{error}"
         );
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use async_nats::{ConnectOptions, ServerAddr};
+use nkeys::{KeyPair, KeyPairType};
 use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -54,6 +55,24 @@ pub struct Tls {
 }
 
 impl Auth {
+    /// Checks that an NKey or credentials can be used. The error has no part of them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] says what is expected.
+    pub fn check(&self) -> Result<()> {
+        let invalid = |reason: &str| Err(Error::new(ErrorKind::Invalid, reason));
+        match self {
+            Self::NKey(seed) => match KeyPair::from_seed(seed) {
+                Ok(pair) if pair.key_pair_type() == KeyPairType::User => Ok(()),
+                _ => invalid("must be the seed of an NKey of a user, SU…, such as from `nk -gen user`"),
+            },
+            Self::Credentials(_) if self.apply(ConnectOptions::new()).is_err() => invalid(
+                "must be the content of a credentials file: the JWT of a user and the seed of its NKey",
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds the credentials to the options of a connection.
     pub(crate) fn apply(&self, options: ConnectOptions) -> Result<ConnectOptions> {
         Ok(match self.clone() {
@@ -157,6 +176,34 @@ mod tests {
         let error = take(&["nats://a:b@one", "nats://c:d@two"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(!error.to_string().contains("c:d"));
+    }
+
+    #[test]
+    fn what_is_no_seed_and_what_is_no_credentials_are_refused_and_not_repeated() {
+        let user = KeyPair::new_user();
+        let seed = user.seed().unwrap();
+        let credentials = format!(
+            "-----BEGIN NATS USER JWT-----\ne30.e30.e30\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        for good in [
+            Auth::Urls,
+            Auth::Token("abc".into()),
+            Auth::NKey(seed.clone()),
+            Auth::Credentials(credentials.clone()),
+        ] {
+            assert!(good.check().is_ok(), "{good:?}");
+        }
+        for bad in [
+            Auth::NKey("hunter2".into()),
+            Auth::NKey(KeyPair::new_account().seed().unwrap()),
+            Auth::Credentials("hunter2".into()),
+            Auth::Credentials(credentials.replace(&seed, "hunter2")),
+        ] {
+            let error = bad.check().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

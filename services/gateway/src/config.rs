@@ -1,6 +1,7 @@
 //! Configuration.
 
 use herald_push_endpoint::Policy;
+use herald_runtime::config::SecretUrl;
 use serde::{Deserialize, Serialize};
 
 use crate::rates::Rate;
@@ -209,14 +210,45 @@ impl Config {
                 self.delete_wait_ms, self.call_deadline_ms
             ));
         }
-        let is_invalid = |o: &String| o != "*" && http::HeaderValue::from_str(o).is_err();
-        match self.cors_origins.iter().find(|o| is_invalid(o)) {
+        match self.cors_origins.iter().find(|origin| !is_origin(origin)) {
             Some(invalid) => Err(format!(
-                "gateway.cors_origins contains {invalid:?}, which is not an origin"
+                "gateway.cors_origins must be origins as browsers send them, such as https://app.example.org or \
+                 http://localhost:8080: a scheme and a host in lower case, a port if it is not the default one, and no path; or * for \
+                 any. Has {:?}",
+                SecretUrl::new(invalid).redacted()
             )),
             None => Ok(()),
         }
     }
+}
+
+/// Whether a text is an origin as browsers send it (RFC 6454, section 6.2), or `*`. Any other text would match no page.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return text == "*";
+    };
+    // The port is after the brackets of an IPv6 address.
+    let after_address = rest.rfind(']').map_or(0, |end| end + 1);
+    let (host, port) = match rest[after_address..].split_once(':') {
+        Some((_, port)) => (&rest[..rest.len() - port.len() - 1], Some(port)),
+        None => (rest, None),
+    };
+    let is_host = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-._[]:".contains(c);
+    let is_scheme = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+    let default_port = match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    };
+    let is_port = |port: &str| {
+        let number = port.parse::<u16>().ok().filter(|_| !port.starts_with(['+', '0']));
+        number.is_some() && number != default_port
+    };
+    !scheme.is_empty()
+        && scheme.chars().all(is_scheme)
+        && !host.is_empty()
+        && host.chars().all(is_host)
+        && port.is_none_or(is_port)
 }
 
 #[cfg(test)]
@@ -256,5 +288,37 @@ mod tests {
             ..Config::default()
         };
         assert!(config.validate().unwrap_err().starts_with("gateway.cors_origins"));
+    }
+
+    #[test]
+    fn origins_are_as_browsers_send_them() {
+        for origin in [
+            "*",
+            "https://app.example.org",
+            "http://localhost:8080",
+            "http://[::1]:3000",
+            "https://[::1]",
+            "capacitor://localhost",
+        ] {
+            assert!(is_origin(origin), "{origin}");
+        }
+        for text in [
+            "",
+            "example.org",
+            "https://a/b",
+            "https://a/",
+            "https://*.example.org",
+            "https://Example.org",
+            "https://a:443",
+            "http://a:80",
+            "https://a:port",
+            "https://a:070",
+            "https://me@a",
+            "https://",
+            "a\nb",
+            "null",
+        ] {
+            assert!(!is_origin(text), "{text}");
+        }
     }
 }

@@ -40,6 +40,14 @@ const CACHED_TOKENS_MAX: u64 = 10_000;
 
 type Claims = Map<String, Value>;
 
+/// Checks that a file or answer of an issuer has keys.
+///
+/// # Errors
+/// Says why it has none, without any part of it.
+pub(crate) fn check_keys(text: &[u8]) -> Result<(), &'static str> {
+    IssuerKeys::parse(text).map(drop)
+}
+
 /// Verifies tokens.
 pub(crate) struct Verifier {
     config: JwtConfig,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Layer, Problem, describe, describe_unknown_key, unknown_key_hint};
 use super::not_toml;
-use super::value_files::{VALUE_FILE, is_set_too, read_value, read_value_files, setting_of_file};
+use super::value_files::{VALUE_FILE, is_set_too, read_table, read_value, read_value_files, setting_of_file};
 use super::variables::{PREFIX, Variable, is_kubernetes_service_variable, key_of};
 
 /// Variables with the prefix that the command line reads itself and that are not settings.
@@ -63,10 +63,10 @@ impl Flags {
 /// Loads settings from their layers; see the [module](super).
 #[derive(Debug, Clone, Default)]
 pub struct Loader {
-    file: Option<PathBuf>,
-    env: BTreeMap<String, String>,
+    pub(super) file: Option<PathBuf>,
+    pub(super) env: BTreeMap<String, String>,
     not_utf8: Vec<String>,
-    reserved: Vec<String>,
+    pub(super) reserved: Vec<String>,
     flags: Flags,
 }
 
@@ -377,11 +377,7 @@ impl Loader {
                 let (_, file) = of(&key).filter(|_| of(setting).is_none())?;
                 file.clone()
             }
-            Layer::File(path) => {
-                let text = std::fs::read_to_string(path).ok()?;
-                let table = Value::from(toml::from_str::<Dict>(&text).ok()?);
-                table.find_ref(&key)?.as_str()?.to_owned()
-            }
+            Layer::File(path) => read_table(path)?.find_ref(&key)?.as_str()?.to_owned(),
             Layer::Defaults | Layer::Flags | Layer::All => return None,
         };
         Some((key, file))

@@ -39,6 +39,7 @@ mod error;
 mod expected;
 mod loader;
 mod not_toml;
+mod open_files;
 #[cfg(test)]
 mod tests;
 mod value_files;

@@ -1,5 +1,6 @@
 //! Tests of the merged layers.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -369,4 +370,34 @@ fn an_error_about_a_value_in_a_file_of_its_own_names_the_file() {
         problem.to_string(),
         "HERALD_PUSH__KEY in the environment: must be a key"
     );
+}
+
+#[test]
+fn a_value_file_that_every_user_can_read_is_named() {
+    let (open, closed) = (file("a"), file("b"));
+    let chmod = |file: &tempfile::NamedTempFile, mode| {
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    chmod(&open, 0o644);
+    chmod(&closed, 0o640);
+    let path = |file: &tempfile::NamedTempFile| file.path().to_str().unwrap().to_owned();
+    let toml = file(&format!("[push]\nkey_file = '{}'", path(&open)));
+    let loader = Loader::defaults().file(Some(toml.path())).env([
+        ("HERALD_PUSH__SECRET_FILE", path(&open)),
+        ("HERALD_NATS__URL_FILE", path(&closed)),
+    ]);
+    let named: Vec<String> = loader
+        .open_value_files::<Config>()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let reason = format!("can be read by every user of this machine: {}", path(&open));
+    assert_eq!(named.len(), 2, "{named:?}");
+    let starts = [
+        format!("push.key_file in {}: {reason}", toml.path().display()),
+        format!("HERALD_PUSH__SECRET_FILE in the environment: {reason}"),
+    ];
+    for (named, start) in named.iter().zip(starts) {
+        assert!(named.starts_with(&start), "{named}");
+    }
 }

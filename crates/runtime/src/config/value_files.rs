@@ -1,5 +1,7 @@
 //! Values of settings that are in files of their own.
 
+use std::path::Path;
+
 use figment::value::{Dict, Value};
 
 /// Ending of a key that names the file with the value of a setting.
@@ -45,6 +47,38 @@ pub(super) fn read_value_files(
         };
     }
     Ok(())
+}
+
+/// The keys of a TOML file that name the files of settings, and these files; none if it can't be read.
+pub(super) fn value_files_of(path: &Path, defaults: &Value) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    if let Some(Value::Dict(_, table)) = read_table(path) {
+        collect("", &table, defaults, &mut found);
+    }
+    found
+}
+
+fn collect(parent: &str, table: &Dict, defaults: &Value, found: &mut Vec<(String, String)>) {
+    for (name, value) in table {
+        let key = if parent.is_empty() {
+            name.clone()
+        } else {
+            format!("{parent}.{name}")
+        };
+        match value {
+            Value::Dict(_, inner) => collect(&key, inner, defaults, found),
+            Value::String(_, file) if setting_of_file(&key, defaults).is_some() => {
+                found.push((key, file.clone()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The table of a TOML file.
+pub(super) fn read_table(path: &Path) -> Option<Value> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(Value::from(toml::from_str::<Dict>(&text).ok()?))
 }
 
 /// The reason of an error: the setting and its file are both set.

@@ -159,7 +159,7 @@ fn without_content(error: &pem::Error) -> String {
 }
 
 /// Whether every user of the machine may read a file; `false` if that is not known.
-pub(super) fn is_open_to_others(path: &Path) -> bool {
+pub(crate) fn is_open_to_others(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.mode() & OTHERS_READ != 0)
 }
 

@@ -28,6 +28,7 @@ pub use cause::Cause;
 pub use client::{Changes, ClientFiles, ClientTls};
 pub use config::{ClientCertificates, InternalTlsConfig, TlsConfig};
 pub use expiry::register_certificates;
+pub(crate) use files::is_open_to_others;
 pub use files::{Error, ErrorKind};
 pub use probe::probe;
 pub use server::{Protocols, ServerFiles, ServerTls};

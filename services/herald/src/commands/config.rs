@@ -138,7 +138,7 @@ pub(crate) async fn run(args: &Args, context: &Context) -> Result<(), Failure> {
             let config = Config::load_for_start(file, flags, &roles, shared)
                 .await
                 .map_err(Failure::usage)?;
-            for advice in config.advice() {
+            for advice in config.advice(file) {
                 context.output.note(&advice);
             }
             context.output.show(&Valid { valid: true })

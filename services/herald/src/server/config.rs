@@ -25,6 +25,14 @@ use super::{
 /// `HERALD_` variables that are not server settings.
 const OTHER_VARIABLES: [&str; 2] = ["HERALD_CACHE", "HERALD_RPC_TIMEOUT"];
 
+/// The file and the environment.
+fn loader(file: Option<&Path>) -> config::Loader {
+    let loader = config::Loader::new().file(file);
+    OTHER_VARIABLES
+        .iter()
+        .fold(loader, |loader, name| loader.reserve(*name))
+}
+
 /// The configuration of the server: one section per crate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -187,10 +195,7 @@ impl Config {
         flags: config::Flags,
         validate: impl Fn(&Self) -> Result<(), String>,
     ) -> Result<Self, config::Error> {
-        let loader = OTHER_VARIABLES
-            .iter()
-            .fold(config::Loader::new(), |loader, name| loader.reserve(*name));
-        let loader = loader.file(file).flags(flags);
+        let loader = loader(file).flags(flags);
         let config = loader.load_valid(|config: &Self| validate(&config.clone().resolved()))?;
         Ok(config.resolved())
     }
@@ -200,8 +205,8 @@ impl Config {
         self.store.cluster(&self.timelines)
     }
 
-    /// What is not wrong, and should be done otherwise.
-    pub(crate) fn advice(&self) -> Vec<String> {
+    /// What is not wrong, and should be done otherwise. `file`: the configuration file.
+    pub(crate) fn advice(&self, file: Option<&Path>) -> Vec<String> {
         let keys = [
             ("tls.key_file", self.tls.open_key()),
             ("internal_tls.key_file", self.internal_tls.open_key()),
@@ -214,6 +219,12 @@ impl Config {
                     file.display()
                 )
             })
+            .chain(
+                loader(file)
+                    .open_value_files::<Self>()
+                    .iter()
+                    .map(ToString::to_string),
+            )
             .collect()
     }
 

@@ -188,8 +188,15 @@ impl Nats {
         Ok(())
     }
 
-    /// Checks that the files of TLS can be read. The error starts with the key of the invalid setting.
+    /// Checks the credentials, and that the files of TLS can be read. The error starts with the key of the invalid
+    /// setting.
     pub(super) fn validate_files(&self) -> Result<(), String> {
+        let auth = self.auth()?;
+        let key = match &auth {
+            Auth::NKey(_) => "nkey_seed",
+            _ => "credentials",
+        };
+        auth.check().map_err(|error| format!("nats.{key} {error}"))?;
         for (key, file) in [
             ("ca_file", &self.tls.ca_file),
             ("cert_file", &self.tls.cert_file),
@@ -280,6 +287,23 @@ mod tests {
             error.starts_with("nats.tls.ca_file must not be set without nats.url"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_is_no_seed_and_what_is_no_credentials_are_refused() {
+        let refused = |change: fn(&mut Nats)| {
+            let mut nats = Nats::default();
+            change(&mut nats);
+            nats.validate_files().unwrap_err()
+        };
+        let seed = refused(|nats| nats.nkey_seed = Secret::new("hunter2"));
+        assert!(seed.starts_with("nats.nkey_seed must be the seed"), "{seed}");
+        let credentials = refused(|nats| nats.credentials = Secret::new("hunter2"));
+        assert!(
+            credentials.starts_with("nats.credentials must be the content"),
+            "{credentials}"
+        );
+        assert_eq!(Nats::default().validate_files(), Ok(()));
     }
 
     #[test]

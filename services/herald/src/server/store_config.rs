@@ -225,14 +225,23 @@ impl Store {
             .url
             .check()
             .map_err(|reason| format!("timelines.url {reason}"))?;
+        if !timelines.url.is_empty() {
+            timelines
+                .check_url()
+                .map_err(|reason| format!("timelines.url {reason}"))?;
+        }
         self.validate_authorities(timelines)
     }
 
-    /// Refuses files of authorities that nothing would be verified with. What is wrong with an invalid `store.url` is
-    /// said when Herald connects.
+    /// Refuses files of authorities that nothing would be verified with, and a `store.url` that no connection can be made
+    /// with.
     fn validate_authorities(&self, timelines: &TimelinesConfig) -> Result<(), String> {
-        let has_authorities = self.is_cluster() && self.postgres.tls_ca_file.is_some();
-        if has_authorities && !self.postgres.verifies_server(&self.url).unwrap_or(true) {
+        let is_verified = !self.is_cluster()
+            || self
+                .postgres
+                .verifies_server(&self.url)
+                .map_err(|error| format!("store.url can't be used: {error}"))?;
+        if self.postgres.tls_ca_file.is_some() && !is_verified {
             return Err(
                 "store.postgres.tls_ca_file must not be set without sslmode=verify-full or verify-ca in store.url: the \
                  certificate of PostgreSQL would not be verified"
@@ -287,6 +296,24 @@ mod tests {
             let error = check(store, timelines).unwrap_err();
             assert!(error.starts_with(key) && error.contains("%40"), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_no_connection_can_be_made_with_is_refused() {
+        for (store, timelines, start) in [
+            ("postgres://one,two/db", "", "store.url can't be used: "),
+            (
+                "postgres://host/db?pasword=hunter2",
+                "",
+                "store.url can't be used: ",
+            ),
+            ("", "http://me:hunter2@host", "timelines.url must be redis://"),
+            ("", "redis://", "timelines.url must be redis://"),
+            ("", "redis://me:hunter2@host/x", "timelines.url must be redis://"),
+        ] {
+            let error = check(store, timelines).unwrap_err();
+            assert!(error.starts_with(start) && !error.contains("hunter2"), "{error}");
         }
     }
 

@@ -108,6 +108,16 @@ impl TimelinesConfig {
         Ok(())
     }
 
+    /// Checks that the client can read the URL.
+    ///
+    /// # Errors
+    /// Says what is expected. It has no part of the URL.
+    pub fn check_url(&self) -> std::result::Result<(), &'static str> {
+        const EXPECTED: &str = "must be redis://USER:PASSWORD@HOST:PORT, or rediss:// for TLS";
+        let connection = redis::IntoConnectionInfo::into_connection_info(self.url.expose());
+        connection.map(drop).map_err(|_| EXPECTED)
+    }
+
     pub(super) fn sample_interval(&self) -> Duration {
         Duration::from_secs(self.sample_interval_s)
     }
