@@ -80,7 +80,7 @@ impl Restricted {
             .unwrap();
         let config = herald_mesh::Config {
             urls: vec![self.world.nats.client_url()],
-            inbox_prefix: user.inbox_prefix().into(),
+            inbox_prefix: user.inbox_prefix(),
             auth: herald_mesh::Auth::NKey(self.seed(role)),
             ..herald_mesh::Config::default()
         };
