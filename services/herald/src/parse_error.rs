@@ -10,8 +10,8 @@ use clap::error::{ContextKind, ContextValue};
 use herald_cli::failure::printable;
 use herald_runtime::config::SecretUrl;
 
-/// clap's text of an error, without the password of a URL in it. The texts of Rust's parsers are replaced by what is expected. Arguments can be untrusted, such
-/// as user ids: a text with characters to escape is without colours.
+/// clap's text of an error, without the password of a URL in it. The texts of Rust's parsers are replaced by what is
+/// expected. Arguments can be untrusted, such as user ids: a text with characters to escape is without colours.
 pub(crate) fn text(error: &clap::Error, ansi: bool) -> String {
     let rendered = error.render();
     let plain = rendered.to_string();
