@@ -221,6 +221,8 @@ async fn serve(config: Config, deps: Deps, shutdown: CancellationToken) -> Resul
         stream_watch.clone(),
         &readiness,
     );
+    // Before the gateway is ready: until a check has run, it finds nothing wrong.
+    post_checks.update().await;
 
     let service_deps = grpc::ServiceDeps {
         authenticator,
