@@ -154,7 +154,6 @@ async fn stores_that_cannot_be_used_are_refused() {
         ),
         store(wrong_password, "check the user and password"),
         store(format!("{good}?sslmode=require"), "check sslmode"),
-        store(two_hosts, "one host"),
         store(
             "postgres://herald@127.0.0.1:1/herald".into(),
             "connect to 127.0.0.1:1: the connection to PostgreSQL failed: Connection refused (os error 111); start the server, \
@@ -179,6 +178,17 @@ async fn stores_that_cannot_be_used_are_refused() {
         timelines(format!("redis://{silent}"), "did not respond within"),
     ];
     join_all(refused.map(refuse)).await;
+
+    // This is known without a connection.
+    let variables = [
+        ("HERALD_NATS__URL", "nats://127.0.0.1:1"),
+        ("HERALD_STORE__URL", two_hosts.as_str()),
+        ("HERALD_TIMELINES__URL", "redis://127.0.0.1:1"),
+    ];
+    let done = run(HERALD, &["serve", "timeline"], &variables).await;
+    assert_eq!(done.code, 2, "{done:?}");
+    assert!(done.stderr.contains("it must have one host"), "{}", done.stderr);
+    assert!(!done.stderr.contains(PASSWORD), "{}", done.stderr);
 
     // A password on the command line can be read by every user of the machine.
     for (flag, url) in [("--store", good.as_str()), ("--timelines", locked.url().as_str())] {
