@@ -215,11 +215,11 @@ async fn archive_batch(
 
 #[cfg(test)]
 mod tests {
-    use herald_model::{Lane, Post, PostId, PushContent, UserId, UserKey, time::Timestamp};
+    use herald_model::{Post, PostId, UserId, UserKey, time::Timestamp};
     use herald_runtime::metrics::Shared;
-    use herald_store::embedded::{Config, Embedded};
 
     use super::*;
+    use crate::testing;
 
     /// Fails to archive some posts.
     struct Faulty {
@@ -300,20 +300,7 @@ mod tests {
     }
 
     fn post(id: u64) -> Archived {
-        Archived::Created(Post {
-            id: PostId(id),
-            author: UserKey(1),
-            author_id: UserId::new("ann").unwrap(),
-            request_id: format!("request {id}"),
-            text: "text".into(),
-            links: Vec::new(),
-            media_urls: Vec::new(),
-            lane: Lane::Normal,
-            accepted_at: Timestamp::now(),
-            push_ttl: Duration::from_hours(1),
-            push: PushContent::default(),
-            deleted_at: None,
-        })
+        testing::post(id, UserKey(1))
     }
 
     fn of(stores: &herald_store::Stores) -> Stores {
@@ -326,13 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_author_of_a_post_without_a_key_is_looked_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&Config {
-            data_dir: dir.path().into(),
-            disk_free_mb_min: 0,
-            ..Config::default()
-        })
-        .unwrap();
+        let (_dir, store) = testing::store();
         let stores = store.stores();
         let ids = ["bob", "ann"].map(|id| UserId::new(id).unwrap());
         let known = stores.users.intern(&ids[..1]).await.unwrap()[0];
@@ -360,13 +341,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_post_with_the_id_of_another_one_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&Config {
-            data_dir: dir.path().into(),
-            disk_free_mb_min: 0,
-            ..Config::default()
-        })
-        .unwrap();
+        let (_dir, store) = testing::store();
         let stores = store.stores();
         let metrics = Shared::new().register(Metrics::new);
         let running = CancellationToken::new();
@@ -397,13 +372,7 @@ mod tests {
 
     #[tokio::test]
     async fn posts_that_fail_permanently_are_isolated_from_their_batch() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&Config {
-            data_dir: dir.path().into(),
-            disk_free_mb_min: 0,
-            ..Config::default()
-        })
-        .unwrap();
+        let (_dir, store) = testing::store();
         let metrics = Shared::new().register(Metrics::new);
         let faulty = |faults: &[(u64, Option<ErrorKind>)]| {
             let stores = of(&store.stores());

@@ -69,13 +69,10 @@ mod tests {
     use std::sync::Arc;
 
     use async_trait::async_trait;
-    use herald_model::{Lane, Post, PushContent};
-    use herald_store::{
-        Error, Forgotten, KeyUse,
-        embedded::{Config, Embedded},
-    };
+    use herald_store::{Error, Forgotten, KeyUse};
 
     use super::*;
+    use crate::testing::{self, post};
 
     /// A dictionary whose row of one user is damaged.
     struct Damaged {
@@ -113,32 +110,9 @@ mod tests {
         }
     }
 
-    fn post(id: u64, author: UserKey) -> Archived {
-        Archived::Created(Post {
-            id: PostId(id),
-            author,
-            author_id: UserId::new("ann").unwrap(),
-            request_id: format!("request {id}"),
-            text: "text".into(),
-            links: Vec::new(),
-            media_urls: Vec::new(),
-            lane: Lane::Normal,
-            accepted_at: Timestamp::now(),
-            push_ttl: std::time::Duration::from_hours(1),
-            push: PushContent::default(),
-            deleted_at: None,
-        })
-    }
-
     #[tokio::test]
     async fn a_post_that_no_erasure_of_its_author_finds_begins_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&Config {
-            data_dir: dir.path().into(),
-            disk_free_mb_min: 0,
-            ..Config::default()
-        })
-        .unwrap();
+        let (_dir, store) = testing::store();
         let stores = store.stores();
         let ids = ["ann", "bob"].map(|id| UserId::new(id).unwrap());
         let keys = stores.users.intern(&ids).await.unwrap();
@@ -202,13 +176,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_damaged_row_of_an_author_holds_up_no_post_and_no_erasure() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&Config {
-            data_dir: dir.path().into(),
-            disk_free_mb_min: 0,
-            ..Config::default()
-        })
-        .unwrap();
+        let (_dir, store) = testing::store();
         let stores = store.stores();
         let ids = ["ann", "bob", "cid"].map(|id| UserId::new(id).unwrap());
         let keys = stores.users.intern(&ids).await.unwrap();

@@ -10,6 +10,8 @@ mod error;
 mod handler;
 mod late_posts;
 mod metrics;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
